@@ -1,0 +1,97 @@
+"""Access: a request id, common headers and one log line for every request, whoever answers it.
+
+Plugins do not run for a 404, nor hooks for an unhandled fault, so this one wraps the WSGI callable of the application::
+
+    app.install(AccessPlugin())
+
+The line: ``address identity method path status milliseconds request-id``. An answer that is streamed is logged when its
+last byte was handed over. What clients send is logged in printable ASCII, so that no line can be forged.
+"""
+
+import logging
+import re
+import secrets
+import time
+from urllib.parse import quote
+
+from bottle import PluginError
+
+log = logging.getLogger("dealer.access")
+
+REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+
+
+class AccessPlugin:
+    """Wrap the application: a request id in and out, common headers, and the access log."""
+
+    name = "access"
+    api = 2
+
+    def setup(self, app):
+        """Wrap ``app.wsgi``; raises `PluginError` where that was done before."""
+        if any(isinstance(plugin, AccessPlugin) for plugin in app.plugins):
+            raise PluginError("Another access plugin is already installed.")
+        self.wrapped = app.wsgi
+        app.wsgi = self.wsgi
+
+    def apply(self, callback, route):
+        """Leave callbacks as they are."""
+        return callback
+
+    def wsgi(self, environ, start_response):
+        """Answer a request through the application, then log it."""
+        began = time.perf_counter()
+        request_id = environ.get("HTTP_X_REQUEST_ID", "")
+        if not REQUEST_ID.fullmatch(request_id):
+            request_id = secrets.token_hex(8)
+        status = "500"
+
+        def start(line, headers, exc_info=None):
+            nonlocal status
+            status = line[:3]
+            headers += [("X-Request-ID", request_id), ("X-Content-Type-Options", "nosniff")]
+            return start_response(line, headers, exc_info)
+
+        def finish():
+            if log.isEnabledFor(logging.INFO):
+                log.info(
+                    "%s %s %s %s %s %.1fms %s",
+                    environ.get("REMOTE_ADDR", "-"),
+                    quote(environ.get("identity", "-"), safe="@"),
+                    environ["REQUEST_METHOD"],
+                    path_of(environ),
+                    status,
+                    (time.perf_counter() - began) * 1000,
+                    request_id,
+                )
+
+        body = self.wrapped(environ, start)
+        if isinstance(body, list):
+            finish()
+            return body
+        return Streamed(body, finish)
+
+
+class Streamed:
+    """An answer in parts, which tells when it has ended or was given up."""
+
+    def __init__(self, parts, finish):
+        self.parts = parts
+        self.finish = finish
+
+    def __iter__(self):
+        return iter(self.parts)
+
+    def close(self):
+        """Close the parts, where they can be closed, and tell."""
+        try:
+            getattr(self.parts, "close", lambda: None)()
+        finally:
+            self.finish()
+
+
+def path_of(environ):
+    """Give the path as it was sent, without its query, in printable ASCII."""
+    path = environ.get("REQUEST_URI") or quote(environ.get("PATH_INFO", ""), encoding="latin-1")
+    path = path.partition("?")[0]
+    return path if path.isascii() and path.isprintable() else quote(path, safe="/%", encoding="latin-1")

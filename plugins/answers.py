@@ -1,0 +1,121 @@
+"""Answers: what handlers return becomes JSON, and so does everything that is raised.
+
+A handler returns a ``dict``, a ``list`` or an `Answer`, which is a status with its body under a name that documentation
+and tests can use too. A refusal is raised, as an `HTTPError` or as an exception that was given an answer. Errors that
+Bottle raises itself (404, 405, 500) take the same way out, in one place, and so do those that the server reports in
+``environ["server.error"]``::
+
+    CREATED = Answer(201, {"Message": "Created"})
+    UNKNOWN = Answer(404, {"Error": "Not known"})
+
+    app.install(AnswersPlugin({KeyError: UNKNOWN}))
+
+    @app.post("/thing/<name>")
+    def create(name):
+        things[name]
+        return CREATED
+"""
+
+import logging
+from functools import wraps
+from http import HTTPStatus
+from typing import NamedTuple
+
+import msgspec
+from bottle import HTTPError, HTTPResponse, PluginError, request, response
+
+log = logging.getLogger("dealer")
+
+JSON = "application/json"
+encode = msgspec.json.Encoder().encode
+
+
+class Answer(NamedTuple):
+    """A status and the JSON body that goes with it."""
+
+    status: int
+    body: dict
+
+    def error(self, **headers):
+        """Give the exception that makes this answer; headers are written with underscores (``Retry_After="1"``)."""
+        return HTTPError(self.status, self.body["Error"], **headers)
+
+
+class AnswersPlugin:
+    """Make JSON of every answer, of success and of failure."""
+
+    name = "answers"
+    api = 2
+
+    def __init__(self, refusals=()):
+        """Take a mapping from exceptions to the `Answer` each of them makes."""
+        self.refusals = dict(refusals)
+
+    def setup(self, app):
+        """Take over the error page of `app`; raises `PluginError` where another plugin has it already."""
+        if any(isinstance(plugin, AnswersPlugin) for plugin in app.plugins):
+            raise PluginError("Another answers plugin is already installed.")
+        app.config["json.enable"] = False
+        app.default_error_handler = self.error_page
+        app.add_hook("before_request", refuse_unreadable)
+
+    def apply(self, callback, route):
+        """Wrap a callback so that its result is sent as JSON and its faults are logged."""
+
+        @wraps(callback)
+        def wrapper(*args, **kwargs):
+            try:
+                result = callback(*args, **kwargs)
+            except HTTPResponse:
+                raise
+            except Exception as fault:
+                if type(fault) in self.refusals:
+                    raise self.refusals[type(fault)].error() from None
+                log.exception("%s %s failed", route.method, route.rule)
+                raise HTTPError(500, exception=fault) from None
+            if isinstance(result, Answer):
+                response.status, result = result
+            elif not isinstance(result, (dict, list)):
+                return result
+            body = encode(result)
+            response.content_type = JSON
+            return body
+
+        return wrapper
+
+    def error_page(self, error):
+        """Give the body of an `HTTPError`: ``{"Error": "<one sentence>"}``."""
+        response.content_type = JSON
+        if error.status_code == 405:
+            response.set_header("Allow", with_head(error.get_header("Allow")))
+        return encode({"Error": sentence(error)})
+
+
+def refuse_unreadable():
+    """Refuse what the server could not read, and a path that is not UTF-8 (Bottle would drop the bytes unseen)."""
+    environ = request.environ
+    if "server.error" in environ:
+        status, reason = environ["server.error"]
+        raise HTTPError(status, reason)
+    path = environ["bottle.raw_path"]
+    if not path.isascii():
+        try:
+            path.encode("latin-1").decode()
+        except UnicodeDecodeError:
+            raise HTTPError(400, "path: must be UTF-8") from None
+
+
+def sentence(error):
+    """Give what may be told of an error: the sentence it was raised with, or its phrase where Bottle made it.
+
+    Bottle's own sentences repeat the path, and are known by coming before a route was found or without a sentence.
+    """
+    if error.exception or (error.status_code in (404, 405) and "bottle.route" not in request.environ):
+        return HTTPStatus(error.status_code).phrase.capitalize()
+    return error.body
+
+
+def with_head(allow):
+    """Name HEAD beside GET in the value of an ``Allow`` header: Bottle answers it wherever GET is routed."""
+    methods = set(allow.split(","))
+    return ", ".join(sorted(methods | {"HEAD"} if "GET" in methods else methods))

@@ -1,0 +1,230 @@
+"""Bodies: requests checked against the record that a handler declares.
+
+A record is a `msgspec.Struct` of numbers and texts. A handler asks for one by its annotation, and gets it whole and
+right, or is not called at all; path arguments are fields of the record too::
+
+    class Car(Record):
+        mark: Text(255)
+        doors: Number
+
+    app.install(BodiesPlugin(Car))
+
+    @app.put("/car/<mark>")
+    def update(mark, car: Car):
+        ...
+
+Bodies are JSON objects (RFC 8259). What is wrong with one is a 400 that names the field; a body of another type is a
+415, a longer one than the route takes a 413. Text is normalised to Unicode NFC before it is looked at.
+"""
+
+import json
+import re
+import unicodedata
+from functools import cache, wraps
+from typing import Annotated, get_args
+
+import msgspec
+from bottle import HTTPError, PluginError, request
+from msgspec import UNSET, Meta
+
+LIMIT = 1024 * 1024
+JSON_TYPE = re.compile(r"application/(json|[\w.!#$&^-]+\+json)", re.ASCII | re.IGNORECASE)
+JOINERS = "\u200c\u200d"  # Persian and the scripts of India need them
+MAX_INTEGER = 2**53 - 1  # what every JSON client can hold (RFC 8259, section 6)
+
+Number = Annotated[int, Meta(ge=0, le=MAX_INTEGER)]
+
+
+def Text(length, refuse=()):
+    """Give the type of a readable text of 1 to `length` code points, other than those `refuse`d."""
+
+    def tidy(text):
+        text = normalised(text, length)
+        if not text.isprintable() and any(map(invisible, text)):
+            raise ValueError("must not hold control or format characters")
+        if not text.strip().strip(JOINERS):
+            raise ValueError("must not be blank")
+        if text in refuse:
+            raise ValueError("must not be " + " or ".join(map(repr, refuse)))
+        return text
+
+    return text_type(length, tidy)
+
+
+def Password(length):
+    """Give the type of a password of 1 to `length` code points, which may hold anything but NUL."""
+
+    def tidy(text):
+        text = normalised(text, length)
+        if "\0" in text:
+            raise ValueError("must not hold NUL")
+        return text
+
+    return text_type(length, tidy)
+
+
+def text_type(length, tidy):
+    """Give a type of text for a `Record`, which keeps what ``tidy(text)`` gives."""
+    schema = {"minLength": 1, "maxLength": length}
+    return Annotated[str, Meta(extra_json_schema=schema, extra={"tidy": tidy})]
+
+
+def normalised(text, length):
+    """Give `text` in NFC; raises `ValueError` where that is not Unicode, or not 1 to `length` code points."""
+    if not text.isascii():
+        text = unicodedata.normalize("NFC", text)
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise ValueError("must not hold lone surrogates")
+    if not 1 <= len(text) <= length:
+        raise ValueError(f"must be text of 1 to {length} characters")
+    return text
+
+
+def invisible(character):
+    """Tell whether a character is a control or format character (Unicode Cc, Cf) other than a joiner."""
+    return unicodedata.category(character) in ("Cc", "Cf") and character not in JOINERS
+
+
+class Record(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """A JSON object with known fields only, its texts clean."""
+
+    def __post_init__(self):
+        for name, tidy in cleaners(type(self)).items():
+            value = getattr(self, name)
+            if value is not UNSET:
+                try:
+                    setattr(self, name, tidy(value))
+                except ValueError as error:
+                    raise ValueError(f"{name}: {error}") from None
+
+
+@cache
+def fields(record):
+    """Give the fields of a record by name, as `msgspec.structs.FieldInfo`."""
+    return {field.name: field for field in msgspec.structs.fields(record)}
+
+
+@cache
+def cleaners(record):
+    """Give the function that tidies each text of a record, by field name."""
+    found = {}
+    for name, field in fields(record).items():
+        for part in (field.type, *get_args(field.type)):
+            for meta in getattr(part, "__metadata__", ()):
+                if meta.extra:
+                    found[name] = meta.extra["tidy"]
+    return found
+
+
+def convert(data, record):
+    """Make a record of what JSON gave; raises `ValueError` with a sentence that names the field."""
+    if not isinstance(data, dict):
+        raise ValueError("body: must be a JSON object")
+    known = fields(record)
+    for name in data:
+        if name not in known:
+            raise ValueError(f"{shown(name)}: unknown field")
+    for name, field in known.items():
+        if field.required and name not in data:
+            raise ValueError(f"{name}: is missing")
+    try:
+        return msgspec.convert(data, record)
+    except msgspec.ValidationError as error:
+        raise ValueError(reason(str(error))) from None
+
+
+def reason(message):
+    """Make a sentence that names the field of what msgspec says (``Expected `int`, got `str` - at `$.doors```)."""
+    told, _, path = message.partition(" - at `$.")
+    if not path:
+        return told
+    kind = "text" if "`str" in told.partition(", got")[0] else f"an integer from 0 to {MAX_INTEGER}"
+    return f"{path.rstrip('`')}: must be {kind}"
+
+
+def shown(name):
+    """Give what may be repeated of a name that a client chose: 80 printable characters."""
+    return "".join(character for character in name if character.isprintable())[:80]
+
+
+class BodiesPlugin:
+    """Read the body of a request into the record that a handler declares, and tidy the arguments of its path."""
+
+    name = "bodies"
+    api = 2
+
+    def __init__(self, path):
+        """Take the record whose fields the arguments of paths are."""
+        self.path = cleaners(path)
+
+    def setup(self, app):
+        """Refuse a second plugin of this kind."""
+        if any(isinstance(plugin, BodiesPlugin) for plugin in app.plugins):
+            raise PluginError("Another bodies plugin is already installed.")
+
+    def apply(self, callback, route):
+        """Wrap a callback that has a record among its arguments, or a path argument."""
+        annotations = route.get_undecorated_callback().__annotations__
+        record = next(((name, kind) for name, kind in annotations.items() if issubclass(kind, Record)), None)
+        arguments = [name for name in self.path if f"<{name}" in route.rule]
+        if not record and not arguments:
+            return callback
+
+        @wraps(callback)
+        def wrapper(*args, **kwargs):
+            data = read_json() if record else None
+            try:
+                for name in arguments:
+                    kwargs[name] = self.argument(name, kwargs[name])
+                if record:
+                    name, kind = record
+                    kwargs[name] = self.merge(data, kind, {name: kwargs[name] for name in arguments})
+            except ValueError as error:
+                raise HTTPError(400, str(error)) from None
+            return callback(*args, **kwargs)
+
+        return wrapper
+
+    def argument(self, name, value):
+        """Give a path argument in NFC."""
+        try:
+            return self.path[name](value)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+
+    def merge(self, data, kind, arguments):
+        """Make the record of a body and of the path, which may say the same, but nothing else."""
+        if isinstance(data, dict):
+            data = {**arguments, **data}
+        record = convert(data, kind)
+        for name, value in arguments.items():
+            if getattr(record, name) != value:
+                raise ValueError(f"{name}: must be the same as in the path")
+        return record
+
+
+def read_body(limit=LIMIT):
+    """Give the body's bytes; raises the 400 or 413 of a body that is missing or longer than `limit` bytes."""
+    environ = request.environ
+    if int(environ.get("CONTENT_LENGTH") or 0) > limit:
+        raise HTTPError(413, f"Body is larger than {limit} bytes")
+    body = environ["wsgi.input"].read(limit)
+    if not body:
+        raise HTTPError(400, "body: is missing")
+    return body
+
+
+def read_json():
+    """Give what the JSON body holds; of a key that is repeated the last one counts."""
+    body = read_body()
+    if not JSON_TYPE.fullmatch(request.content_type.partition(";")[0].strip()):
+        raise HTTPError(415, "Content-Type must be application/json")
+    try:
+        return json.loads(body.decode(), parse_constant=refuse_constant)
+    except (ValueError, RecursionError):
+        raise HTTPError(400, "body: must be JSON in UTF-8") from None
+
+
+def refuse_constant(name):
+    """Refuse NaN and Infinity, which Python's decoder takes and JSON does not know."""
+    raise ValueError(name)

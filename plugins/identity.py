@@ -1,0 +1,103 @@
+"""Identity: who calls, from a JSON Web Token (RFC 7519) sent as a bearer token (RFC 6750).
+
+Every route is protected unless it is declared public. A handler that names ``identity`` gets the token's subject, one
+that names ``tokens`` the plugin itself, to make tokens::
+
+    app.install(IdentityPlugin(secret, ttl=3600, confirm=lambda claims: claims["sub"] in users))
+
+    @app.post("/auth", public=True)
+    def log_in(tokens):
+        return tokens.make("alice")
+
+    @app.get("/me")
+    def me(identity):
+        return identity
+
+`confirm` is asked with the claims of every valid token, so that an account that ended ends its tokens.
+"""
+
+import time
+from functools import lru_cache, partial, wraps
+
+import jwt
+from bottle import HTTPError, PluginError, request
+
+SCHEMES = ("bearer", "jwt")  # the second is what clients of Flask-JWT send
+REQUIRED = ("sub", "iat", "exp")
+
+
+class IdentityPlugin:
+    """Check the token of every request to a protected route, and inject the identity where it is asked for."""
+
+    name = "identity"
+    api = 2
+
+    def __init__(self, secret, ttl, confirm, keyword="identity"):
+        """Take the HMAC `secret`, the seconds `ttl` that a token lives and ``confirm(claims) -> bool``."""
+        self.secret = secret
+        self.ttl = ttl
+        self.confirm = confirm
+        self.keyword = keyword
+        # That a signature is right never changes, whatever else does: expiry and account are looked at each time.
+        self.verified = lru_cache(maxsize=1024)(self.verify)
+
+    def setup(self, app):
+        """Refuse a second plugin with the same keyword."""
+        for other in app.plugins:
+            if isinstance(other, IdentityPlugin) and other.keyword == self.keyword:
+                raise PluginError(f"Another identity plugin has the keyword {self.keyword!r}.")
+
+    def apply(self, callback, route):
+        """Wrap a callback so that it runs for a confirmed identity only; a public one is handed back untouched."""
+        arguments = route.get_callback_args()
+        inject = self.keyword in arguments
+        if "tokens" in arguments:
+            callback = partial(callback, tokens=self)
+        if route.config.get("public"):
+            if inject:
+                raise PluginError(f"{route!r} is public and cannot ask for {self.keyword!r}.")
+            return callback
+
+        @wraps(callback)
+        def wrapper(*args, **kwargs):
+            identity = self.identify(request.environ)
+            if inject:
+                kwargs[self.keyword] = identity
+            return callback(*args, **kwargs)
+
+        return wrapper
+
+    def close(self):
+        """Forget the tokens that were verified."""
+        self.verified.cache_clear()
+
+    def make(self, subject, **claims):
+        """Make a signed token for `subject` (a string) with further `claims`; it lives ``ttl`` seconds."""
+        now = int(time.time())
+        return jwt.encode({"sub": subject, "iat": now, "exp": now + self.ttl, **claims}, self.secret, "HS256")
+
+    def identify(self, environ):
+        """Give the subject of the request's token, or raise the `HTTPError` 401 that RFC 6750, section 3, asks for."""
+        scheme, _, token = environ.get("HTTP_AUTHORIZATION", "").partition(" ")
+        if scheme.lower() not in SCHEMES:
+            raise HTTPError(401, "Token is missing", WWW_Authenticate="Bearer")
+        try:
+            claims = self.verified(token.strip(" "))
+        except jwt.InvalidTokenError as error:
+            raise invalid(environ, type(error).__name__) from None
+        if int(claims["exp"]) <= time.time():
+            raise invalid(environ, "ExpiredSignatureError")
+        if not self.confirm(claims):
+            raise invalid(environ, "account or session has ended")
+        environ["identity"] = claims["sub"]
+        return claims["sub"]
+
+    def verify(self, token):
+        """Give the claims of a token of ours; raises `jwt.InvalidTokenError`. The token does not choose the algorithm."""
+        return jwt.decode(token, self.secret, algorithms=["HS256"], options={"require": REQUIRED})
+
+
+def invalid(environ, reason):
+    """Give the 401 for a token that does not hold; the log learns the reason, the client does not."""
+    environ["identity.refused"] = reason
+    return HTTPError(401, "Token is invalid or expired", WWW_Authenticate='Bearer error="invalid_token"')

@@ -1,0 +1,35 @@
+"""Methods: ``POST`` with ``X-HTTP-Method-Override`` is the method that the header names.
+
+For clients, and proxies between, that can only ``GET`` and ``POST``::
+
+    app.install(MethodsPlugin())
+"""
+
+from bottle import HTTPError, request
+
+HEADER = "HTTP_X_HTTP_METHOD_OVERRIDE"
+METHODS = ("PUT", "PATCH", "DELETE")
+
+
+class MethodsPlugin:
+    """Route a request by the method that it names in a header."""
+
+    name = "methods"
+    api = 2
+
+    def setup(self, app):
+        """Look at every request before it is routed."""
+        app.add_hook("before_request", override)
+
+    def apply(self, callback, route):
+        """Leave callbacks as they are."""
+        return callback
+
+
+def override():
+    """Change the request's method; raises a 400 for another method, or where the request is no ``POST``."""
+    environ = request.environ
+    if HEADER in environ:
+        if environ["REQUEST_METHOD"] != "POST" or environ[HEADER] not in METHODS:
+            raise HTTPError(400, "X-HTTP-Method-Override: must be PUT, PATCH or DELETE, and on POST")
+        environ["REQUEST_METHOD"] = environ[HEADER]
