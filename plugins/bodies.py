@@ -21,14 +21,14 @@ import json
 import re
 import unicodedata
 from functools import cache, wraps
-from typing import Annotated, get_args
+from typing import Annotated, ClassVar, get_args
 
 import msgspec
 from bottle import HTTPError, PluginError, request
 from msgspec import UNSET, Meta
 
 LIMIT = 1024 * 1024
-JSON_TYPE = re.compile(r"application/(json|[\w.!#$&^-]+\+json)", re.ASCII | re.IGNORECASE)
+JSON_TYPE = re.compile(r"application/(json|[\w.!#$&^-]+\+json)", re.ASCII)
 JOINERS = "\u200c\u200d"  # Persian and the scripts of India need them
 MAX_INTEGER = 2**53 - 1  # what every JSON client can hold (RFC 8259, section 6)
 
@@ -38,7 +38,7 @@ Number = Annotated[int, Meta(ge=0, le=MAX_INTEGER)]
 def Text(length, refuse=()):
     """Give the type of a readable text of 1 to `length` code points, other than those `refuse`d."""
 
-    def tidy(text):
+    def readable(text):
         text = normalised(text, length)
         if not text.isprintable() and any(map(invisible, text)):
             raise ValueError("must not hold control or format characters")
@@ -48,25 +48,25 @@ def Text(length, refuse=()):
             raise ValueError("must not be " + " or ".join(map(repr, refuse)))
         return text
 
-    return text_type(length, tidy)
+    return text_type(length, readable)
 
 
 def Password(length):
     """Give the type of a password of 1 to `length` code points, which may hold anything but NUL."""
 
-    def tidy(text):
+    def without_nul(text):
         text = normalised(text, length)
         if "\0" in text:
             raise ValueError("must not hold NUL")
         return text
 
-    return text_type(length, tidy)
+    return text_type(length, without_nul)
 
 
-def text_type(length, tidy):
-    """Give a type of text for a `Record`, which keeps what ``tidy(text)`` gives."""
+def text_type(length, clean):
+    """Give a type of text for a `Record`, which keeps what ``clean(text)`` gives."""
     schema = {"minLength": 1, "maxLength": length}
-    return Annotated[str, Meta(extra_json_schema=schema, extra={"tidy": tidy})]
+    return Annotated[str, Meta(extra_json_schema=schema, extra={"clean": clean})]
 
 
 def normalised(text, length):
@@ -88,20 +88,63 @@ def invisible(character):
 class Record(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """A JSON object with known fields only, its texts clean."""
 
+    limit: ClassVar = LIMIT
+
+    @classmethod
+    def receive(cls):
+        """Give what the JSON body holds, whatever it is."""
+        return read_json(cls.limit)
+
+    @classmethod
+    def build(cls, data, arguments):
+        """Give the record of a body and of the path's arguments, which may say the same, but nothing else."""
+        if isinstance(data, dict):
+            data = {**arguments, **data}
+        record = convert(data, cls, "body: ")
+        for name, value in arguments.items():
+            if getattr(record, name) != value:
+                raise ValueError(f"{name}: must be the same as in the path")
+        return record
+
     def __post_init__(self):
-        for name, tidy in cleaners(type(self)).items():
+        for name in cleaners(type(self)):
             value = getattr(self, name)
             if value is not UNSET:
-                try:
-                    setattr(self, name, tidy(value))
-                except ValueError as error:
-                    raise ValueError(f"{name}: {error}") from None
+                setattr(self, name, tidy_named(type(self), name, value))
+
+
+def partial(name, record, key):
+    """Give a record type like `record` in which all fields but `key` may be left out, though not all at once."""
+    optional = [
+        (field.name, field.type) if field.name == key else (field.name, field.type | msgspec.UnsetType, UNSET)
+        for field in fields(record).values()
+    ]
+
+    def at_least_one(self):
+        Record.__post_init__(self)
+        if len(given(self)) < 2:
+            raise ValueError(
+                "body: must have at least one of " + ", ".join(each for each in fields(record) if each != key)
+            )
+
+    return msgspec.defstruct(name, optional, bases=(Record,), namespace={"__post_init__": at_least_one}, kw_only=True)
+
+
+def given(record):
+    """Give the fields of a record that were not left out, as a dictionary."""
+    return {name: value for name, value in msgspec.structs.asdict(record).items() if value is not UNSET}
 
 
 @cache
 def fields(record):
     """Give the fields of a record by name, as `msgspec.structs.FieldInfo`."""
     return {field.name: field for field in msgspec.structs.fields(record)}
+
+
+@cache
+def integers(record):
+    """Give the names of the fields of a record that are numbers."""
+    return [name for name, field in fields(record).items() if field.type is Number]
 
 
 @cache
@@ -112,14 +155,27 @@ def cleaners(record):
         for part in (field.type, *get_args(field.type)):
             for meta in getattr(part, "__metadata__", ()):
                 if meta.extra:
-                    found[name] = meta.extra["tidy"]
+                    found[name] = meta.extra["clean"]
     return found
 
 
-def convert(data, record):
+def tidy(record, name, text):
+    """Give a text as the field `name` of a record keeps it; raises `ValueError` with what is wrong."""
+    return cleaners(record)[name](text)
+
+
+def tidy_named(record, name, text):
+    """Do as `tidy`; the error names the field."""
+    try:
+        return tidy(record, name, text)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+
+
+def convert(data, record, prefix=""):
     """Make a record of what JSON gave; raises `ValueError` with a sentence that names the field."""
     if not isinstance(data, dict):
-        raise ValueError("body: must be a JSON object")
+        raise ValueError(f"{prefix}must be a JSON object")
     known = fields(record)
     for name in data:
         if name not in known:
@@ -155,7 +211,7 @@ class BodiesPlugin:
 
     def __init__(self, path):
         """Take the record whose fields the arguments of paths are."""
-        self.path = cleaners(path)
+        self.path = path
 
     def setup(self, app):
         """Refuse a second plugin of this kind."""
@@ -165,45 +221,29 @@ class BodiesPlugin:
     def apply(self, callback, route):
         """Wrap a callback that has a record among its arguments, or a path argument."""
         annotations = route.get_undecorated_callback().__annotations__
-        record = next(((name, kind) for name, kind in annotations.items() if issubclass(kind, Record)), None)
-        arguments = [name for name in self.path if f"<{name}" in route.rule]
-        if not record and not arguments:
+        body, kind = next(
+            ((name, kind) for name, kind in annotations.items() if hasattr(kind, "receive")), (None, None)
+        )
+        arguments = [name for name in cleaners(self.path) if f"<{name}" in route.rule]
+        if not kind and not arguments:
             return callback
 
         @wraps(callback)
         def wrapper(*args, **kwargs):
-            data = read_json() if record else None
+            data = kind.receive() if kind else None
             try:
                 for name in arguments:
-                    kwargs[name] = self.argument(name, kwargs[name])
-                if record:
-                    name, kind = record
-                    kwargs[name] = self.merge(data, kind, {name: kwargs[name] for name in arguments})
+                    kwargs[name] = tidy_named(self.path, name, kwargs[name])
+                if kind:
+                    kwargs[body] = kind.build(data, {name: kwargs[name] for name in arguments})
             except ValueError as error:
                 raise HTTPError(400, str(error)) from None
             return callback(*args, **kwargs)
 
         return wrapper
 
-    def argument(self, name, value):
-        """Give a path argument in NFC."""
-        try:
-            return self.path[name](value)
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from None
 
-    def merge(self, data, kind, arguments):
-        """Make the record of a body and of the path, which may say the same, but nothing else."""
-        if isinstance(data, dict):
-            data = {**arguments, **data}
-        record = convert(data, kind)
-        for name, value in arguments.items():
-            if getattr(record, name) != value:
-                raise ValueError(f"{name}: must be the same as in the path")
-        return record
-
-
-def read_body(limit=LIMIT):
+def read_body(limit):
     """Give the body's bytes; raises the 400 or 413 of a body that is missing or longer than `limit` bytes."""
     environ = request.environ
     if int(environ.get("CONTENT_LENGTH") or 0) > limit:
@@ -214,10 +254,15 @@ def read_body(limit=LIMIT):
     return body
 
 
-def read_json():
+def content_type():
+    """Give the media type of the body without its parameters, in lower case."""
+    return request.content_type.partition(";")[0].strip()
+
+
+def read_json(limit):
     """Give what the JSON body holds; of a key that is repeated the last one counts."""
-    body = read_body()
-    if not JSON_TYPE.fullmatch(request.content_type.partition(";")[0].strip()):
+    body = read_body(limit)
+    if not JSON_TYPE.fullmatch(content_type()):
         raise HTTPError(415, "Content-Type must be application/json")
     try:
         return json.loads(body.decode(), parse_constant=refuse_constant)

@@ -93,7 +93,7 @@ class IdentityPlugin:
         return claims["sub"]
 
     def verify(self, token):
-        """Give the claims of a token of ours; raises `jwt.InvalidTokenError`. The token does not choose the algorithm."""
+        """Give the claims of a token of ours; raises `jwt.InvalidTokenError`. The algorithm is ours to choose."""
         return jwt.decode(token, self.secret, algorithms=["HS256"], options={"require": REQUIRED})
 
 

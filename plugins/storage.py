@@ -27,17 +27,19 @@ import logging
 import sqlite3
 import threading
 from contextlib import contextmanager
-from functools import wraps
+from functools import partial, wraps
 from inspect import isgenerator
+from itertools import chain
 
 import dataset
 from bottle import HTTPError, PluginError
-from sqlalchemy import exc
+from sqlalchemy import event, exc
 
 log = logging.getLogger("dealer")
 
 SAFE_METHODS = ("GET", "HEAD")
 LOCK_SECONDS = 4  # requests that queue for a thread meanwhile must still be answered within ten
+POOL = {"max_overflow": 0, "hide_parameters": True}  # what parameters hold must not reach the log
 SQLITE = {"connect_args": {"timeout": LOCK_SECONDS, "isolation_level": None, "check_same_thread": False}}
 POSTGRES = {
     "pool_pre_ping": True,
@@ -56,18 +58,21 @@ class Database(dataset.Database):
     """A `dataset.Database` whose transactions are begun on purpose, and which never changes its schema by itself.
 
     ``url`` is a SQLAlchemy URL; ``connections`` is how many threads may hold one at once; ``lock`` is the statement
-    with which writers on PostgreSQL line up. Rows come as dictionaries.
+    with which writers on PostgreSQL line up; ``functions`` gives SQLite functions of one text by name. Rows come as
+    dictionaries.
     """
 
-    def __init__(self, url, connections=20, lock="SELECT 1"):
+    def __init__(self, url, connections=20, lock="SELECT 1", functions=()):
         options = SQLITE if url.startswith("sqlite") else POSTGRES
         super().__init__(
             url,
             ensure_schema=False,
             row_type=dict,
-            engine_kwargs={"pool_size": connections, "max_overflow": 0, "pool_timeout": LOCK_SECONDS, **options},
+            engine_kwargs={"pool_size": connections, "pool_timeout": LOCK_SECONDS, **POOL, **options},
             on_connect_statements=["PRAGMA synchronous=FULL"] if url.startswith("sqlite") else None,
         )
+        if self.is_sqlite:
+            event.listen(self.engine, "connect", partial(add_functions, dict(functions)))
         self.lock_statement = lock
         self.dbapi = self.engine.dialect.loaded_dbapi
         self.state = threading.local()
@@ -108,6 +113,10 @@ class Database(dataset.Database):
     def prepare(self, statement):
         """Compile a SQLAlchemy statement once, to be called with its parameters by name."""
         return Statement(self, statement)
+
+    def stream(self, statement, size=1000):
+        """Run a SQLAlchemy statement whose rows come in lists of up to `size`, as they are asked for."""
+        return self.executable.execute(statement, execution_options={"yield_per": size}).partitions()
 
     @contextmanager
     def transaction(self, writing):
@@ -160,6 +169,12 @@ class Database(dataset.Database):
         super().close()
 
 
+def add_functions(functions, connection, record):
+    """Add functions of one argument to a new SQLite connection."""
+    for name, function in functions.items():
+        connection.create_function(name, 1, function, deterministic=True)
+
+
 class Statement:
     """A statement that is compiled once and sent straight to the driver: it costs a fifth of one built at each call."""
 
@@ -172,12 +187,20 @@ class Statement:
 
     def __call__(self, **parameters):
         """Run the statement in this thread's transaction; gives its rows as dictionaries, none where it has none."""
-        values = {**self.fixed, **parameters}
-        cursor = self.db.driver.execute(self.sql, [values[name] for name in self.order] if self.order else values)
+        cursor = self.db.driver.execute(self.sql, self.bind(parameters))
         if cursor.description is None:
             return []
         names = [column[0] for column in cursor.description]
         return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
+
+    def many(self, rows):
+        """Run the statement for each of `rows`, which are parameters by name, as they come."""
+        self.db.driver.cursor().executemany(self.sql, map(self.bind, rows))
+
+    def bind(self, parameters):
+        """Give the parameters as the driver wants them."""
+        values = {**self.fixed, **parameters}
+        return [values[name] for name in self.order] if self.order else values
 
 
 class StoragePlugin:
@@ -208,7 +231,7 @@ class StoragePlugin:
             try:
                 with db.transaction(writing):
                     result = callback(*args, **kwargs, **wanted)
-                    return Stream(result, db.detach()) if isgenerator(result) else result
+                    return stream_or_whole(result, db) if isgenerator(result) else result
             except (exc.SQLAlchemyError, db.dbapi.Error) as error:
                 raise unavailable(error, db.dbapi) from error
 
@@ -219,11 +242,18 @@ class StoragePlugin:
         self.db.close()
 
 
+def stream_or_whole(parts, db):
+    """Give an answer that comes in parts: whole where it has no more than one, which spares the connection."""
+    first, second = next(parts, b""), next(parts, None)
+    return first if second is None else Stream(chain((first, second), parts), parts, db.detach())
+
+
 class Stream:
     """An answer in parts that are still being read, with the connection that reads them."""
 
-    def __init__(self, parts, connection):
+    def __init__(self, parts, generator, connection):
         self.parts = parts
+        self.generator = generator
         self.connection = connection
 
     def __iter__(self):
@@ -231,7 +261,7 @@ class Stream:
 
     def close(self):
         """Stop reading, wherever it is, and give the connection back."""
-        self.parts.close()
+        self.generator.close()
         self.connection.close()
 
 
