@@ -8,22 +8,30 @@ command line.
 import argparse
 import csv
 import dataclasses
+import getpass
+import hashlib
 import io
 import logging
 import os
 import re
 import secrets
+import sqlite3
 import sys
 import time
+from contextlib import closing, suppress
 from datetime import UTC, datetime
+from functools import partial
+from ipaddress import ip_address
 from itertools import chain, islice
 from pathlib import Path
+from typing import Literal
 from urllib.parse import quote, urlencode
 
 import argon2
 import mimeparse
-from bottle import Bottle, HTTPError, request, response
-from msgspec import structs
+import msgspec
+from bottle import Bottle, HTTPError, HTTPResponse, request, response, static_file
+from msgspec import structs, to_builtins
 from sqlalchemy import (
     BigInteger,
     CheckConstraint,
@@ -44,16 +52,42 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import make_url
 
 from plugins.access import AccessPlugin
-from plugins.answers import JSON, Answer, AnswersPlugin
-from plugins.bodies import MAX_INTEGER, BodiesPlugin, Number, Password, Record, Text, fields, given, integers, partial
+from plugins.answers import JSON, Answer, AnswersPlugin, Data
+from plugins.bodies import (
+    MAX_INTEGER,
+    BodiesPlugin,
+    Number,
+    Password,
+    Record,
+    Text,
+    convert,
+    fields,
+    given,
+    integers,
+    some_of,
+)
+from plugins.cors import CorsPlugin
 from plugins.identity import IdentityPlugin
-from plugins.listings import MAX_LIMIT, Listing, folded, read_integer, read_parameters, refuse_others
+from plugins.listings import (
+    MAX_LIMIT,
+    Limit,
+    Listing,
+    folded,
+    listing_parameters,
+    read_integer,
+    read_parameters,
+    refuse_others,
+)
 from plugins.methods import MethodsPlugin
+from plugins.openapi import ASSETS, PAGE, POLICY, START, OpenAPIPlugin, header_parameter, query_parameter
 from plugins.server import Lane, serve
 from plugins.storage import Database, StoragePlugin
-from plugins.uploads import Upload
+from plugins.uploads import CSV_TYPE, Upload
 
+ORIGIN = re.compile(r"\*|https?://[a-z0-9.-]+(:[0-9]+)?|https?://\[[0-9a-f:]+\](:[0-9]+)?")
 ENTITY_TAG = re.compile(r'(W/)?"([^"]*)"')
+log = logging.getLogger("dealer")
+
 HERE = Path(__file__).resolve().parent
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -101,6 +135,22 @@ def database_url(text):
     return text
 
 
+def origins(text):
+    """Give the origins (RFC 6454) of a list divided by commas."""
+    found = tuple(part.strip() for part in text.split(","))
+    for origin in found:
+        if not ORIGIN.fullmatch(origin):
+            raise ValueError("must be origins like https://dealer.example, divided by commas")
+    return found
+
+
+def proxy(text):
+    """Give the address of a proxy, or ``*``."""
+    if text != "*":
+        ip_address(text)
+    return text
+
+
 def secret(text):
     """Give a secret that is long enough for HS256 (RFC 7518, section 3.2)."""
     if len(text.encode()) < 32:
@@ -123,6 +173,12 @@ class Settings:
     jwt_secret: str = setting(None, secret, "key that signs tokens, at least 32 bytes")
     jwt_ttl: int = setting(3600, integer(1, 10**9), "seconds a token lives")
     threads: int = setting(4, integer(1, 256), "waitress threads")
+    trusted_proxy: str = setting(
+        None, proxy, "address of the proxy whose X-Forwarded-For and -Proto are believed, or *"
+    )
+    registration: str = setting("open", one_of("open", "closed"), "whether anybody may register")
+    password_min: int = setting(1, integer(1, 1024), "shortest new password, in characters")
+    cors_origins: tuple = setting((), origins, "origins whose pages may call, divided by commas")
     log_level: str = setting("INFO", one_of("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"), "least level logged")
 
     @classmethod
@@ -182,13 +238,14 @@ class Car(Record):
     stock: Text(255)
 
 
-Changes = partial("Changes", Car, key="mark")
+Changes = some_of("Changes", Car, key="mark")
 
 
 class Inventory(Upload):
     """Cars by their marks, as a JSON array or CSV."""
 
     record, key = Car, "mark"
+    example = "mark,max_speed,distance,handler,stock\r\nBMW i4,200,450,BMW,Germany\r\n"
 
 
 class Credentials(Record):
@@ -198,11 +255,24 @@ class Credentials(Record):
     password: Password(1024)
 
 
+class NewPassword(Record):
+    """The password that an account has, and the one it shall have."""
+
+    password: Password(1024)
+    new_password: Password(1024)
+
+
+class Confirmation(Record):
+    """The password of an account, which is asked for once more."""
+
+    password: Password(1024)
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # Schema
 # ----------------------------------------------------------------------------------------------------------------------
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 metadata = MetaData()
 
@@ -263,6 +333,18 @@ history_table = Table(
 )
 
 
+failures_table = Table(
+    "failures",  # of logins, for as long as they count
+    metadata,
+    column("address", str),
+    column("name", str),  # its SHA-256: people type passwords into the wrong field
+    column("at", int),  # milliseconds since 1970
+    Index("failures_address", "address", "at"),
+    Index("failures_at", "at"),
+    sqlite_strict=True,
+)
+
+
 def open_schema(db):
     """Create the tables that are missing and bring older ones up; raises `SettingError` where that cannot be done."""
     with db.writing():
@@ -278,7 +360,7 @@ def open_schema(db):
 
 def bring_up(db, version):
     """Change the schema from an older version, 0 for an empty database, to `SCHEMA_VERSION`."""
-    if version == 1:
+    if version == 1:  # 2 added versions, indexes and the history, 3 the failures of logins
         db.query("ALTER TABLE autos ADD COLUMN version TEXT NOT NULL DEFAULT ''")
     metadata.create_all(db.executable)
     for index in autos_table.indexes:
@@ -292,6 +374,11 @@ def bring_up(db, version):
 # ----------------------------------------------------------------------------------------------------------------------
 
 
+NAME_GUESSES = 10  # failed logins for one name from one address,
+ADDRESS_GUESSES = 100  # or from one address for any,
+GUESSES_WINDOW = 5 * 60 * 1000  # within so many milliseconds
+
+
 def insert_new(db, table):
     """Give the statement that inserts a row unless its key is taken, and returns it only where it went in."""
     return db.prepare(insert_for(db)(table).on_conflict_do_nothing().returning(*table.primary_key))
@@ -302,33 +389,103 @@ def insert_for(db):
     return (sqlite if db.is_sqlite else postgresql).insert
 
 
+class RegistrationClosed(Exception):
+    """Accounts are made at the console only."""
+
+
+class UserExists(ValueError):
+    """The name of a new account is taken."""
+
+
+class TooManyAttempts(Exception):
+    """Nobody may guess that often; the next guess is looked at after `retry_after` seconds."""
+
+    def __init__(self, retry_after):
+        super().__init__(retry_after)
+        self.retry_after = retry_after
+
+
+class Guesses:
+    """The failed logins that still count, the same for names that exist and for names that do not."""
+
+    def __init__(self, db):
+        column = failures_table.c
+        since = column.at > bindparam("since")
+        latest = select(failures_table).where(column.address == bindparam("address"), since)
+        self.latest = db.prepare(latest.order_by(column.at.desc()).limit(ADDRESS_GUESSES))
+        self.insert = db.prepare(failures_table.insert())
+        self.forget = db.prepare(failures_table.delete().where(column.at <= bindparam("until")))
+
+    def check(self, username, address):
+        """Raise `TooManyAttempts` where there were enough."""
+        now = milliseconds()
+        everyone = self.latest(address=address, since=now - GUESSES_WINDOW)
+        same = [failure for failure in everyone if failure["name"] == fingerprint(username)]
+        for failures, most in ((same, NAME_GUESSES), (everyone, ADDRESS_GUESSES)):
+            if len(failures) >= most:
+                raise TooManyAttempts((failures[most - 1]["at"] + GUESSES_WINDOW - now) // 1000 + 1)
+
+    def record(self, username, address):
+        """Count a failed login; raises `TooManyAttempts` where others at the same time used up the last guess."""
+        self.forget(until=milliseconds() - GUESSES_WINDOW)
+        self.check(username, address)
+        self.insert(address=address, name=fingerprint(username), at=milliseconds())
+
+
 class Users:
     """The accounts. No transaction is open for the 30 ms that a hash takes."""
 
-    def __init__(self, db):
+    def __init__(self, db, registration="open"):
         self.db = db
+        self.registration = registration
+        self.guesses = Guesses(db)
         self.hasher = argon2.PasswordHasher(time_cost=2, memory_cost=19456, parallelism=1)  # OWASP's first choice
         self.decoy = self.hasher.hash(secrets.token_hex())
         column = users_table.c
         named = column.username == bindparam("name")
+        hashed = named, column.password == bindparam("old")
         self.insert = insert_new(db, users_table)
         self.select = db.prepare(select(users_table).where(named))
-        self.alive = db.prepare(select(column.session).where(named, column.session == bindparam("session")))
+        self.alive = db.prepare(select(column.session).where(named, column.session == bindparam("session_")))
+        self.rehash = db.prepare(users_table.update().where(*hashed).values(password=bindparam("new")))
+        change = users_table.update().where(*hashed).values(password=bindparam("new"), session=bindparam("session_"))
+        self.change = db.prepare(change.returning(column.username))
+        self.end = db.prepare(users_table.update().where(named).values(session=bindparam("session_")))
+        self.remove = db.prepare(users_table.delete().where(named))
+
+    def register(self, username, password):
+        """Create an account where everybody may; raises `RegistrationClosed` or `UserExists`."""
+        if self.registration == "closed":
+            raise RegistrationClosed
+        self.create(username, password)
 
     def create(self, username, password):
-        """Create an account; gives whether the name was free."""
-        row = {"username": username, "password": self.hasher.hash(password), "session": secrets.token_hex(16)}
-        return bool(self.insert(**row))
+        """Create an account; raises `UserExists`."""
+        if not self.insert(username=username, password=self.hasher.hash(password), session=new_session()):
+            raise UserExists(username)
 
-    def log_in(self, username, password):
-        """Give the session of an account, or None where the name or the password is wrong, in the same time."""
+    def log_in(self, username, password, address):
+        """Give the session of an account, or None where the name or the password is wrong, in the same time.
+
+        Raises `TooManyAttempts`, for a right password too: the answer must not tell that it was right.
+        """
+        user = self.verify(username, password, address)
+        if user and self.hasher.check_needs_rehash(user["password"]):
+            self.rehash(name=username, old=user["password"], new=self.hasher.hash(password))
+        return user and user["session"]
+
+    def verify(self, username, password, address):
+        """Give an account as a dictionary, or None, counted as a failed login; raises `TooManyAttempts`."""
         with self.db.reading():
+            self.guesses.check(username, address)
             user = next(iter(self.select(name=username)), None)
-        if not self.matches(user, password):
-            return None
-        if self.hasher.check_needs_rehash(user["password"]):
-            self.renew_hash(user, password)
-        return user["session"]
+        if self.matches(user, password):
+            with self.db.reading():
+                self.guesses.check(username, address)
+            return user
+        log.warning("login failed: %s from %s", user["username"] if user else "an unknown name", address)
+        self.guesses.record(username, address)
+        return None
 
     def matches(self, user, password):
         """Tell whether a password is a user's, or takes as long to find that there is no such user."""
@@ -337,17 +494,44 @@ class Users:
         except argon2.exceptions.VerificationError:
             return False
 
-    def renew_hash(self, user, password):
-        """Hash a password again, with today's parameters, unless it was changed meanwhile."""
-        column = users_table.c
-        same = column.username == user["username"], column.password == user["password"]
-        renewed = self.hasher.hash(password)
-        self.db.query(users_table.update().where(*same).values(password=renewed))
+    def change_password(self, username, password, new_password, address):
+        """Give a password in place of another and end every token; gives whether the old one was right."""
+        user = self.verify(username, password, address)
+        if not user:
+            return False
+        hashed = self.hasher.hash(new_password)
+        return bool(self.change(name=username, old=user["password"], new=hashed, session_=new_session()))
+
+    def log_out(self, username):
+        """End every token of an account."""
+        self.end(name=username, session_=new_session())
+
+    def delete(self, username, password, address):
+        """Remove an account, and with it every token; gives whether the password was right."""
+        user = self.verify(username, password, address)
+        if user:
+            self.remove(name=username)
+        return user is not None
 
     def confirm(self, claims):
         """Tell whether the account and the session that a token names still exist."""
         with self.db.reading():
-            return bool(self.alive(name=claims["sub"], session=claims.get("session")))
+            return bool(self.alive(name=claims["sub"], session_=claims.get("session")))
+
+
+def new_session():
+    """Give what the tokens of an account name until it changes; an account of the same name gets another one."""
+    return secrets.token_hex(16)
+
+
+def fingerprint(username):
+    """Give what a name is known by among the failed logins."""
+    return hashlib.sha256(username.encode()).hexdigest()
+
+
+def milliseconds():
+    """Give the time in milliseconds since 1970."""
+    return time.time_ns() // 1_000_000
 
 
 class History:
@@ -383,8 +567,8 @@ class History:
 
     def entry(self, row):
         """Give an entry as clients see it."""
-        auto = {name: row.pop(name) for name in fields(Car) if name != "mark"}
-        return {**row, "auto": None if row["action"] == "deleted" else auto}
+        auto = Values(**{name: row.pop(name) for name in fields(Values)})
+        return Entry(**row, auto=None if row["action"] == "deleted" else auto)
 
 
 class UnknownAuto(LookupError):
@@ -514,16 +698,62 @@ def new_version():
 # Answers
 # ----------------------------------------------------------------------------------------------------------------------
 
+
+class Token(msgspec.Struct):
+    """What logs a client in: ``Authorization: Bearer <access_token>``, for `expires_in` seconds."""
+
+    access_token: str
+    token_type: Literal["Bearer"]
+    expires_in: int
+
+
+Values = msgspec.defstruct("Values", [(name, field.type) for name, field in fields(Car).items() if name != "mark"])
+
+
+class Entry(msgspec.Struct):
+    """What was done to a car: when (UTC, RFC 3339), by whom, and the values it had then."""
+
+    id: int
+    at: str
+    by: str
+    action: Literal["created", "updated", "deleted"]
+    mark: str
+    auto: Values | None
+
+
+class Health(msgspec.Struct):
+    """Whether the service can serve."""
+
+    status: Literal["ok"]
+
+
+EXAMPLE = {"mark": "BMW i4", "max_speed": 200, "distance": 450, "handler": "BMW", "stock": "Germany"}
+EXAMPLE_ENTRY = Entry(1, "2026-01-31T12:00:00.000000Z", "alice", "deleted", "BMW i4", None)
+
 USER_CREATED = Answer(201, {"Message": "User created. Try to auth"})
 USER_EXISTS = Answer(400, {"Error": "User already exists"})
-WRONG_CREDENTIALS = Answer(401, {"Error": "Invalid username or password"})
-AUTO_CREATED = Answer(201, {"Message": "Auto created"})
+LOGGED_IN = Data(200, Token, {"access_token": "eyJhbGciOi…", "token_type": "Bearer", "expires_in": 3600})
+WRONG_CREDENTIALS = Answer(401, {"Error": "Invalid username or password"}, ("WWW-Authenticate",))
+REGISTRATION_CLOSED = Answer(403, {"Error": "Registration is closed"})
+TOO_MANY_ATTEMPTS = Answer(429, {"Error": "Too many attempts. Try again later"}, ("Retry-After",))
+PASSWORD_CHANGED = Answer(202, {"Message": "Password changed"})
+LOGGED_OUT = Answer(202, {"Message": "Logged out"})
+USER_DELETED = Answer(202, {"Message": "User deleted"})
+WRONG_PASSWORD = Answer(403, {"Error": "Invalid password"})
+AUTO_FOUND = Data(200, Car, EXAMPLE, ("ETag",))
+AUTO_UNCHANGED = Data(304, None, headers=("ETag",))
+AUTO_CREATED = Answer(201, {"Message": "Auto created"}, ("Location",))
 AUTO_EXISTS = Answer(400, {"Error": "Auto with that mark exists"})
 AUTO_UPDATED = Answer(202, {"Message": "Auto updated"})
 AUTO_DELETED = Answer(202, {"Message": "Auto deleted"})
 AUTO_NOT_FOUND = Answer(404, {"Error": "Auto with that mark not found"})
 AUTO_CHANGED = Answer(412, {"Error": "Auto was changed by someone else"})
 NO_AUTOS = Answer(400, {"Error": "No one autos found in DataBase"})
+STOCK = Data(200, list[Car], [EXAMPLE], ("X-Total-Count", "Link", "Content-Disposition"), also=(CSV_TYPE,))
+ENTRIES = Data(200, list[Entry], [to_builtins(EXAMPLE_ENTRY)], ("Link",))
+HEALTHY = Data(200, Health, {"status": "ok"})
+UNAVAILABLE = Answer(503, {"Error": "Database is not available. Try again later"}, ("Retry-After",))
+FAULT = Answer(500, {"Error": "Internal server error"})
 
 
 def autos_created(created):
@@ -540,30 +770,64 @@ def autos_put(created, updated):
 # Routes
 # ----------------------------------------------------------------------------------------------------------------------
 
+DECLARED = ("public", "answers", "parameters")  # what a route says of itself to plugins
 routes = Bottle()
+FORMATS = ("json", "csv")
+IF_MATCH = header_parameter("If-Match", "Change the car only if it still has one of these entity tags")
+IF_NONE_MATCH = header_parameter("If-None-Match", "Answer 304 if the car still has one of these entity tags")
+LISTING = list(listing_parameters(Car, FORMATS))
+PAGING = [
+    query_parameter("limit", Limit, "How many entries at most"),
+    query_parameter("after", Number, "The entries after the one with this id, oldest first"),
+    query_parameter("before", Number, "The entries before the one with this id, newest first"),
+]
 MARK = "<mark:re:(?s:.+)>"  # anything, slashes and line breaks too: what a mark may hold is for `Car` to say
 
 
-@routes.post("/register", public=True)
-def register(credentials: Credentials, users):
+@routes.post("/register", public=True, answers=[USER_CREATED, USER_EXISTS, REGISTRATION_CLOSED])
+def register(credentials: Credentials, users, settings):
     """Create an account."""
-    if not users.create(credentials.username, credentials.password):
-        raise USER_EXISTS.error()
+    check_length("password", credentials.password, settings.password_min)
+    users.register(credentials.username, credentials.password)
     return USER_CREATED
 
 
-@routes.post("/auth", public=True)
+@routes.post("/auth", public=True, answers=[LOGGED_IN, WRONG_CREDENTIALS, TOO_MANY_ATTEMPTS])
 def log_in(credentials: Credentials, users, tokens):
     """Log in, and get a token."""
-    session = users.log_in(credentials.username, credentials.password)
+    session = users.log_in(credentials.username, credentials.password, client_address())
     if session is None:
-        raise WRONG_CREDENTIALS.error(WWW_Authenticate="Bearer")
+        response.set_header("WWW-Authenticate", "Bearer")
+        return WRONG_CREDENTIALS  # not raised: that would forget that the login failed
+    log.info("login: %s", credentials.username)
     response.set_header("Cache-Control", "no-store")
-    token = tokens.make(credentials.username, session=session)
-    return {"access_token": token, "token_type": "Bearer", "expires_in": tokens.ttl}
+    return Token(tokens.make(credentials.username, session=session), "Bearer", tokens.ttl)
 
 
-@routes.get("/auto/" + MARK)
+@routes.put("/account/password", answers=[PASSWORD_CHANGED, WRONG_PASSWORD, TOO_MANY_ATTEMPTS])
+def change_password(passwords: NewPassword, identity, users, settings):
+    """Change one's password, which ends every token of the account."""
+    check_length("new_password", passwords.new_password, settings.password_min)
+    address = client_address()
+    changed = users.change_password(identity, passwords.password, passwords.new_password, address)
+    return PASSWORD_CHANGED if changed else WRONG_PASSWORD
+
+
+@routes.post("/logout", answers=[LOGGED_OUT])
+def log_out(identity, users):
+    """End every token of one's account."""
+    users.log_out(identity)
+    return LOGGED_OUT
+
+
+@routes.delete("/account", answers=[USER_DELETED, WRONG_PASSWORD, TOO_MANY_ATTEMPTS])
+def delete_account(confirmation: Confirmation, identity, users):
+    """Delete one's account, which ends every token of it."""
+    deleted = users.delete(identity, confirmation.password, client_address())
+    return USER_DELETED if deleted else WRONG_PASSWORD
+
+
+@routes.get("/auto/" + MARK, answers=[AUTO_FOUND, AUTO_UNCHANGED, AUTO_NOT_FOUND], parameters=[IF_NONE_MATCH])
 def find_auto(mark, autos):
     """Look up one car."""
     car = autos.find(mark)
@@ -575,7 +839,7 @@ def find_auto(mark, autos):
     return car
 
 
-@routes.post("/auto/" + MARK)
+@routes.post("/auto/" + MARK, answers=[AUTO_CREATED, AUTO_EXISTS])
 def create_auto(mark, car: Car, identity, autos):
     """Add one car."""
     autos.create(car, by=identity)
@@ -583,33 +847,33 @@ def create_auto(mark, car: Car, identity, autos):
     return AUTO_CREATED
 
 
-@routes.put("/auto/" + MARK)
+@routes.put("/auto/" + MARK, answers=[AUTO_UPDATED, AUTO_NOT_FOUND, AUTO_CHANGED], parameters=[IF_MATCH])
 def update_auto(mark, car: Car, identity, autos):
     """Replace the data of one car."""
     autos.update(mark, given(car), by=identity, versions=wanted_versions())
     return AUTO_UPDATED
 
 
-@routes.route("/auto/" + MARK, "PATCH")
+@routes.route("/auto/" + MARK, "PATCH", answers=[AUTO_UPDATED, AUTO_NOT_FOUND, AUTO_CHANGED], parameters=[IF_MATCH])
 def patch_auto(mark, changes: Changes, identity, autos):
     """Change some of the data of one car."""
     autos.update(mark, given(changes), by=identity, versions=wanted_versions())
     return AUTO_UPDATED
 
 
-@routes.delete("/auto/" + MARK)
+@routes.delete("/auto/" + MARK, answers=[AUTO_DELETED, AUTO_NOT_FOUND, AUTO_CHANGED], parameters=[IF_MATCH])
 def delete_auto(mark, identity, autos):
     """Remove one car."""
     autos.delete(mark, by=identity, versions=wanted_versions())
     return AUTO_DELETED
 
 
-@routes.get("/stock")
+@routes.get("/stock", answers=[STOCK, NO_AUTOS], parameters=LISTING)
 def list_stock(autos):
     """List the stock: filtered, ordered, in pages, as JSON or CSV."""
     if not autos.any():
         raise NO_AUTOS.error()
-    listing = Listing(request.query_string, Car, autos_table, formats=("json", "csv"))
+    listing = Listing(request.query_string, Car, autos_table, formats=FORMATS)
     response.headers.update({"Cache-Control": "private, no-cache", "Vary": "Accept"})
     if listing.first:
         response.set_header("X-Total-Count", autos.count(listing))
@@ -623,7 +887,7 @@ def list_stock(autos):
     return send_csv([map(dict.values, cars)]) if as_csv else cars
 
 
-@routes.post("/stock")
+@routes.post("/stock", answers=[autos_created(103)])
 def create_autos(cars: Inventory, identity, autos):
     """Add many cars, all or none."""
     known = autos.known(cars)
@@ -634,22 +898,73 @@ def create_autos(cars: Inventory, identity, autos):
     return autos_created(created)
 
 
-@routes.put("/stock")
+@routes.put("/stock", answers=[autos_put(2, 101)])
 def put_autos(cars: Inventory, identity, autos):
     """Add the cars that are new and update those that are known, all or none."""
     return autos_put(*autos.put_all(cars, by=identity))
 
 
-@routes.get("/history")
+@routes.get("/history", answers=[ENTRIES], parameters=PAGING)
 def list_history(history):
     """List what was done to every car."""
     return history_page(history)
 
 
-@routes.get("/history/" + MARK)
+@routes.get("/history/" + MARK, answers=[ENTRIES, AUTO_NOT_FOUND], parameters=PAGING)
 def list_history_of(mark, history):
     """List what was done to one car, also one that is gone."""
     return history_page(history, mark)
+
+
+@routes.get("/health", public=True, answers=[HEALTHY])
+def check_health(autos):
+    """Tell whether the database answers."""
+    autos.any()
+    return Health("ok")
+
+
+@routes.get("/openapi.json", public=True)
+def describe(openapi):
+    """Describe this API (OpenAPI 3.1)."""
+    return openapi.document
+
+
+@routes.get("/", public=True)
+def find_docs():
+    """Lead to the documentation."""
+    return HTTPResponse(status=302, headers={"Location": "/docs"})
+
+
+@routes.get("/docs", public=True)
+def show_docs():
+    """Show the documentation, where every request can be tried."""
+    response.content_type = "text/html; charset=utf-8"
+    response.set_header("Content-Security-Policy", POLICY)
+    return PAGE.format(title="Car dealer API")
+
+
+@routes.get("/docs/start.js", public=True)
+def start_docs():
+    """Start Swagger UI."""
+    response.content_type = "text/javascript; charset=utf-8"
+    return START
+
+
+@routes.get("/docs/<name:re:swagger-ui(-bundle.js|.css)|favicon-32x32.png>", public=True)
+def docs_asset(name):
+    """Send a file of Swagger UI."""
+    return static_file(name, root=ASSETS)
+
+
+def client_address():
+    """Give the address that a request comes from (Bottle's own attribute believes headers that anybody can send)."""
+    return request.environ.get("REMOTE_ADDR", "-")
+
+
+def check_length(name, password, least):
+    """Raise a 400 for a new password that is shorter than the settings ask for."""
+    if len(password) < least:
+        raise HTTPError(400, f"{name}: must be at least {least} characters")
 
 
 def wanted_versions():
@@ -727,7 +1042,7 @@ def history_page(history, mark=None):
     entries = history.page(limit + 1, mark, before, after)
     if len(entries) > limit:
         direction = "before" if after is None else "after"
-        link_next(urlencode({**parameters, direction: entries[limit - 1]["id"]}))
+        link_next(urlencode({**parameters, direction: entries[limit - 1].id}))
     response.set_header("Cache-Control", "private, no-cache")
     return entries[:limit]
 
@@ -737,26 +1052,38 @@ def history_page(history, mark=None):
 # ----------------------------------------------------------------------------------------------------------------------
 
 
+EXPOSED_HEADERS = ("ETag", "Link", "Location", "Retry-After", "X-Request-ID", "X-Total-Count")
+REFUSALS = {
+    RegistrationClosed: REGISTRATION_CLOSED,
+    UserExists: USER_EXISTS,
+    TooManyAttempts: TOO_MANY_ATTEMPTS,
+    UnknownAuto: AUTO_NOT_FOUND,
+    AutoExists: AUTO_EXISTS,
+    AutoChanged: AUTO_CHANGED,
+}
+
+
 def create_app(settings=None):
     """Build the application over its database; raises `SettingError` where a setting cannot work."""
     settings = settings or Settings()
     url = make_url(settings.database_url)
     key = signing_key(settings, url)
     db = open_database(settings)
-    users, history = Users(db), History(db)
-    identity = IdentityPlugin(key, settings.jwt_ttl, confirm=users.confirm)
+    users, history = Users(db, settings.registration), History(db)
     app = Bottle()
     for plugin in (
-        AccessPlugin(),
-        AnswersPlugin({UnknownAuto: AUTO_NOT_FOUND, AutoExists: AUTO_EXISTS, AutoChanged: AUTO_CHANGED}),
+        CorsPlugin(settings.cors_origins, EXPOSED_HEADERS),
+        AccessPlugin(settings.trusted_proxy),
+        AnswersPlugin(REFUSALS),
         MethodsPlugin(),
-        StoragePlugin(db, users=users, history=history, autos=Autos(db, history)),
-        identity,
+        StoragePlugin(db, users=users, history=history, autos=Autos(db, history), settings=settings),
+        IdentityPlugin(key, settings.jwt_ttl, confirm=users.confirm),
         BodiesPlugin(path=Car),
+        OpenAPIPlugin("Car dealer API", "1.0", path=Car, description=__doc__, common=(UNAVAILABLE, FAULT)),
     ):
         app.install(plugin)
     for route in routes.routes:
-        own = {name: route.config[name] for name in ("public",) if name in route.config}
+        own = {name: route.config[name] for name in DECLARED if name in route.config}
         app.route(route.rule, route.method, route.callback, **own)
     return app
 
@@ -780,6 +1107,8 @@ def open_database(settings):
 # Command line
 # ----------------------------------------------------------------------------------------------------------------------
 
+HASHING = ("/register", "/auth", "/account", "/account/password")
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 LANES = {
     "listings": Lane(threads=2, patience=None, refusal=""),
     "uploads": Lane(threads=1, patience=5, refusal="Too many uploads wait. Try again later"),
@@ -790,26 +1119,34 @@ LANES = {
 
 def lane_of(method, path, query):
     """Name the queue of workers for a request, so that what takes long never keeps what is short waiting."""
-    if path in ("/register", "/auth"):
+    if path in HASHING:
         return "passwords"
+    reads = method in ("GET", "HEAD")
     if path == "/stock":
-        return ("listings" if "limit=" not in query else None) if method in ("GET", "HEAD") else "uploads"
-    return None if method in ("GET", "HEAD") else "writes"
+        return "uploads" if not reads else "listings" if "limit=" not in query else None
+    return None if reads else "writes"
 
 
-def parse_arguments(arguments):
-    """Give the settings of the environment and of the options; ends the program with code 2 where one cannot work."""
-    parser = OneLineParser(prog="dealer.py", description=__doc__.partition("\n")[0])
+def limit_of(method, path):
+    """Give how many bytes the body of a request may have."""
+    return Inventory.limit if path == "/stock" else Record.limit
+
+
+def read_command_line(arguments):
+    """Give the command, its argument and the settings; ends the program with code 2 where a setting cannot work."""
+    options = OneLineParser(add_help=False, argument_default=argparse.SUPPRESS)
     for option in dataclasses.fields(Settings):
         name = option.name.upper()
-        parser.add_argument(
-            "--" + option.name.replace("_", "-"),
-            metavar=name,
-            default=os.environ.get(name),
-            help=f"{option.metadata['help']} (default: {option.default}; environment: {name})".replace("%", "%%"),
-        )
+        about = f"{option.metadata['help']} (environment: {name}; default: {option.default})"
+        options.add_argument("--" + option.name.replace("_", "-"), dest=name, metavar="…", help=about)
+    parser = OneLineParser(prog="dealer.py", description=__doc__.partition("\n")[0], parents=[options])
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands, instead of serving")
+    adduser = commands.add_parser("adduser", parents=[options], help="create an account; asks for its password")
+    adduser.add_argument("argument", metavar="NAME")
+    backup = commands.add_parser("backup", parents=[options], help="copy the SQLite database while it is in use")
+    backup.add_argument("argument", metavar="FILE")
     given = vars(parser.parse_args(arguments))
-    return Settings.load({name.upper(): value for name, value in given.items()})
+    return given.pop("command"), given.pop("argument", None), Settings.load({**os.environ, **given})
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -817,25 +1154,35 @@ class OneLineParser(argparse.ArgumentParser):
 
     def error(self, message):
         """End the program with code 2."""
-        self.exit(2, f"{self.prog}: {message}\n")
+        self.exit(2, f"dealer.py: {message}\n")
+
+
+class LineFormatter(logging.Formatter):
+    """Lines with their time in UTC (RFC 3339); a traceback is indented, so that nothing in it can look like a line."""
+
+    converter = time.gmtime
+
+    def __init__(self):
+        super().__init__("%(asctime)s.%(msecs)03dZ %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%S")
+
+    def format(self, record):
+        """Give the text of a record without control characters."""
+        lines = super().format(record).split("\n")
+        return "\n    ".join(CONTROL.sub("?", line) for line in lines)
 
 
 def start_log(level):
-    """Log to standard error, a line each, with the time in UTC (ISO 8601)."""
-    formatter = logging.Formatter("%(asctime)s.%(msecs)03dZ %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%S")
-    formatter.converter = time.gmtime
+    """Log to standard error."""
     handler = logging.StreamHandler()
-    handler.setFormatter(formatter)
+    handler.setFormatter(LineFormatter())
     logging.basicConfig(level=level, handlers=[handler])
 
 
-def main(arguments=None):
-    """Serve the application until SIGTERM or Ctrl-C; gives the exit code of the program."""
+def run_server(settings):
+    """Serve the application until SIGTERM or Ctrl-C."""
+    app = create_app(settings)
+    database = make_url(settings.database_url).render_as_string(hide_password=True)
     try:
-        settings = parse_arguments(arguments)
-        start_log(settings.log_level)
-        app = create_app(settings)
-        database = make_url(settings.database_url).render_as_string(hide_password=True)
         serve(
             app,
             host=settings.host,
@@ -843,19 +1190,78 @@ def main(arguments=None):
             threads=settings.threads,
             lanes=LANES,
             lane_of=lane_of,
+            limit_of=limit_of,
+            admits=partial(admits, app),
             ready=lambda address: print(f"Listening on {address}, database {database}", flush=True),
         )
+    except OSError as error:
+        raise SettingError(f"HOST, PORT: {settings.host}:{settings.port}: {error.strerror}") from None
+    finally:
+        app.close()
+    return 0
+
+
+def admits(app, environ):
+    """Tell, before a long body is read, whether its request gets as far as that; if not, the application says why."""
+    identity = next(plugin for plugin in app.plugins if isinstance(plugin, IdentityPlugin))
+    with suppress(Exception):
+        route, _ = app.match(environ)
+        return bool(route.config.get("public") or identity.identify(environ))
+    return False
+
+
+def add_user(settings, username):
+    """Create an account with a password that is asked for, or read from a pipe; gives the exit code."""
+    users = Users(open_database(settings))
+    password = getpass.getpass() if sys.stdin.isatty() else sys.stdin.readline().rstrip("\r\n")
+    try:
+        account = convert({"username": username, "password": password}, Credentials)
+        if len(account.password) < settings.password_min:
+            raise ValueError(f"password: must be at least {settings.password_min} characters")
+        with users.db.writing():
+            users.create(account.username, account.password)
+    except UserExists:
+        return refuse(USER_EXISTS.body["Error"])
+    except ValueError as error:
+        return refuse(error)
+    print(f"User created: {account.username}")
+    return 0
+
+
+def back_up(settings, target):
+    """Copy a SQLite database, one moment of it, while it is in use; gives the exit code."""
+    url = make_url(settings.database_url)
+    if not url.drivername.startswith("sqlite"):
+        return refuse("use pg_dump to back up PostgreSQL")
+    try:
+        os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+        source = sqlite3.connect(Path(url.database).resolve().as_uri() + "?mode=ro", uri=True)
+        with closing(source), closing(sqlite3.connect(target)) as copy:
+            source.backup(copy)
+    except FileExistsError:
+        return refuse(f"{target} exists already")
+    except (OSError, sqlite3.Error) as error:
+        return refuse(f"{target}: {error}")
+    return 0
+
+
+def refuse(reason):
+    """Say on standard error why a command was not done; gives the exit code for that."""
+    print(f"dealer.py: {reason}", file=sys.stderr)
+    return 1
+
+
+def main(arguments=None):
+    """Run the command line; gives the exit code of the program."""
+    try:
+        command, argument, settings = read_command_line(arguments)
+        start_log(settings.log_level)
+        if command == "adduser":
+            return add_user(settings, argument)
+        return back_up(settings, argument) if command == "backup" else run_server(settings)
     except SettingError as error:
         print(f"dealer.py: {error}", file=sys.stderr)
         return 2
-    except OSError as error:
-        print(
-            f"dealer.py: HOST, PORT: cannot listen on {settings.host}:{settings.port}: {error.strerror}",
-            file=sys.stderr,
-        )
-        return 2
-    app.close()
-    return 0
 
 
 if __name__ == "__main__":

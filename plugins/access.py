@@ -2,16 +2,19 @@
 
 Plugins do not run for a 404, nor hooks for an unhandled fault, so this one wraps the WSGI callable of the application::
 
-    app.install(AccessPlugin())
+    app.install(AccessPlugin(trusted_proxy="10.0.0.1"))
 
 The line: ``address identity method path status milliseconds request-id``. An answer that is streamed is logged when its
-last byte was handed over. What clients send is logged in printable ASCII, so that no line can be forged.
+last byte was handed over. Of a trusted proxy the last address in ``X-Forwarded-For`` is believed, and its
+``X-Forwarded-Proto``. What clients send is logged in printable ASCII, so that no line can be forged.
 """
 
 import logging
 import re
 import secrets
 import time
+from contextlib import suppress
+from ipaddress import ip_address
 from urllib.parse import quote
 
 from bottle import PluginError
@@ -27,12 +30,16 @@ class AccessPlugin:
     name = "access"
     api = 2
 
+    def __init__(self, trusted_proxy=None):
+        """Take the address of the proxy that is believed, ``*`` for any, or None."""
+        self.trusted_proxy = trusted_proxy
+
     def setup(self, app):
         """Wrap ``app.wsgi``; raises `PluginError` where that was done before."""
         if any(isinstance(plugin, AccessPlugin) for plugin in app.plugins):
             raise PluginError("Another access plugin is already installed.")
         self.wrapped = app.wsgi
-        app.wsgi = self.wsgi
+        app.__dict__["wsgi"] = self.wsgi  # Bottle keeps plugins from setting an attribute twice, this one on purpose
 
     def apply(self, callback, route):
         """Leave callbacks as they are."""
@@ -44,6 +51,8 @@ class AccessPlugin:
         request_id = environ.get("HTTP_X_REQUEST_ID", "")
         if not REQUEST_ID.fullmatch(request_id):
             request_id = secrets.token_hex(8)
+        if self.trusted_proxy in ("*", environ.get("REMOTE_ADDR")):
+            believe_proxy(environ)
         status = "500"
 
         def start(line, headers, exc_info=None):
@@ -88,6 +97,16 @@ class Streamed:
             getattr(self.parts, "close", lambda: None)()
         finally:
             self.finish()
+
+
+def believe_proxy(environ):
+    """Put the client that a proxy names in the place of the proxy; what is no address or scheme is left alone."""
+    client = environ.get("HTTP_X_FORWARDED_FOR", "").rpartition(",")[2].strip()
+    with suppress(ValueError):
+        environ["REMOTE_ADDR"] = str(ip_address(client))
+    scheme = environ.get("HTTP_X_FORWARDED_PROTO", "").lower()
+    if scheme in ("http", "https"):
+        environ["wsgi.url_scheme"] = scheme
 
 
 def path_of(environ):

@@ -1,9 +1,9 @@
 """Answers: what handlers return becomes JSON, and so does everything that is raised.
 
-A handler returns a ``dict``, a ``list`` or an `Answer`, which is a status with its body under a name that documentation
-and tests can use too. A refusal is raised, as an `HTTPError` or as an exception that was given an answer. Errors that
-Bottle raises itself (404, 405, 500) take the same way out, in one place, and so do those that the server reports in
-``environ["server.error"]``::
+A handler returns a ``dict``, a ``list``, a `msgspec.Struct` or an `Answer`: a status with its body, under a name that
+documentation and tests can use too. A refusal is raised, as an `HTTPError` or as an exception that was given an answer.
+Errors that Bottle raises itself (404, 405, 500) take the same way out, in one place, and so do those that the server
+reports in ``environ["server.error"]``::
 
     CREATED = Answer(201, {"Message": "Created"})
     UNKNOWN = Answer(404, {"Error": "Not known"})
@@ -31,14 +31,25 @@ encode = msgspec.json.Encoder().encode
 
 
 class Answer(NamedTuple):
-    """A status and the JSON body that goes with it."""
+    """A status and the JSON body that goes with it; `headers` names those that may come along."""
 
     status: int
     body: dict
+    headers: tuple = ()
 
     def error(self, **headers):
         """Give the exception that makes this answer; headers are written with underscores (``Retry_After="1"``)."""
         return HTTPError(self.status, self.body["Error"], **headers)
+
+
+class Data(NamedTuple):
+    """What an answer with data looks like, for documentation: the type of its JSON, and other types it may come in."""
+
+    status: int
+    schema: type | None
+    example: object = None
+    headers: tuple = ()
+    also: tuple = ()
 
 
 class AnswersPlugin:
@@ -48,7 +59,7 @@ class AnswersPlugin:
     api = 2
 
     def __init__(self, refusals=()):
-        """Take a mapping from exceptions to the `Answer` each of them makes."""
+        """Take a mapping from exceptions to the `Answer` each makes; their ``retry_after``, in seconds, goes along."""
         self.refusals = dict(refusals)
 
     def setup(self, app):
@@ -70,12 +81,14 @@ class AnswersPlugin:
                 raise
             except Exception as fault:
                 if type(fault) in self.refusals:
-                    raise self.refusals[type(fault)].error() from None
+                    retry_after = getattr(fault, "retry_after", None)
+                    headers = {"Retry_After": str(retry_after)} if retry_after else {}
+                    raise self.refusals[type(fault)].error(**headers) from None
                 log.exception("%s %s failed", route.method, route.rule)
                 raise HTTPError(500, exception=fault) from None
             if isinstance(result, Answer):
-                response.status, result = result
-            elif not isinstance(result, (dict, list)):
+                response.status, result = result.status, result.body
+            elif not isinstance(result, (dict, list, msgspec.Struct)):
                 return result
             body = encode(result)
             response.content_type = JSON

@@ -30,6 +30,14 @@ from msgspec import UNSET, Meta
 LIMIT = 1024 * 1024
 JSON_TYPE = re.compile(r"application/(json|[\w.!#$&^-]+\+json)", re.ASCII)
 JOINERS = "\u200c\u200d"  # Persian and the scripts of India need them
+# Control and format characters (Unicode Cc and Cf) but the joiners, for regular expressions here and in JSON Schema.
+INVISIBLE = (
+    r"\u0000-\u001f\u007f-\u009f\u00ad\u0600-\u0605\u061c\u06dd\u070f\u0890\u0891\u08e2\u180e\u200b\u200e\u200f"
+    r"\u202a-\u202e\u2060-\u2064\u2066-\u206f\ufeff\ufff9-\ufffb"
+    "\U000110bd\U000110cd\U00013430-\U0001343f\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0001\U000e0020-\U000e007f"
+)
+VISIBLE = re.compile(f"[^{INVISIBLE}]+")
+BLANK = re.compile(rf"[\s{JOINERS}]*")
 MAX_INTEGER = 2**53 - 1  # what every JSON client can hold (RFC 8259, section 6)
 
 Number = Annotated[int, Meta(ge=0, le=MAX_INTEGER)]
@@ -40,15 +48,18 @@ def Text(length, refuse=()):
 
     def readable(text):
         text = normalised(text, length)
-        if not text.isprintable() and any(map(invisible, text)):
+        if not VISIBLE.fullmatch(text):
             raise ValueError("must not hold control or format characters")
-        if not text.strip().strip(JOINERS):
+        if BLANK.fullmatch(text):
             raise ValueError("must not be blank")
         if text in refuse:
             raise ValueError("must not be " + " or ".join(map(repr, refuse)))
         return text
 
-    return text_type(length, readable)
+    schema = {"pattern": f"^(?!{BLANK.pattern}$){VISIBLE.pattern}$"}
+    if refuse:
+        schema["not"] = {"enum": list(refuse)}
+    return text_type(length, readable, schema)
 
 
 def Password(length):
@@ -60,12 +71,12 @@ def Password(length):
             raise ValueError("must not hold NUL")
         return text
 
-    return text_type(length, without_nul)
+    return text_type(length, without_nul, {"pattern": r"^[^\u0000]+$"})
 
 
-def text_type(length, clean):
-    """Give a type of text for a `Record`, which keeps what ``clean(text)`` gives."""
-    schema = {"minLength": 1, "maxLength": length}
+def text_type(length, clean, schema):
+    """Give a type of text for a `Record`, which keeps what ``clean(text)`` gives; `schema` says it in JSON Schema."""
+    schema = {"minLength": 1, "maxLength": length, **schema}
     return Annotated[str, Meta(extra_json_schema=schema, extra={"clean": clean})]
 
 
@@ -78,11 +89,6 @@ def normalised(text, length):
     if not 1 <= len(text) <= length:
         raise ValueError(f"must be text of 1 to {length} characters")
     return text
-
-
-def invisible(character):
-    """Tell whether a character is a control or format character (Unicode Cc, Cf) other than a joiner."""
-    return unicodedata.category(character) in ("Cc", "Cf") and character not in JOINERS
 
 
 class Record(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -113,7 +119,7 @@ class Record(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
                 setattr(self, name, tidy_named(type(self), name, value))
 
 
-def partial(name, record, key):
+def some_of(name, record, key):
     """Give a record type like `record` in which all fields but `key` may be left out, though not all at once."""
     optional = [
         (field.name, field.type) if field.name == key else (field.name, field.type | msgspec.UnsetType, UNSET)

@@ -16,11 +16,14 @@ that names ``tokens`` the plugin itself, to make tokens::
 `confirm` is asked with the claims of every valid token, so that an account that ended ends its tokens.
 """
 
+import logging
 import time
 from functools import lru_cache, partial, wraps
 
 import jwt
 from bottle import HTTPError, PluginError, request
+
+log = logging.getLogger("dealer")
 
 SCHEMES = ("bearer", "jwt")  # the second is what clients of Flask-JWT send
 REQUIRED = ("sub", "iat", "exp")
@@ -99,5 +102,5 @@ class IdentityPlugin:
 
 def invalid(environ, reason):
     """Give the 401 for a token that does not hold; the log learns the reason, the client does not."""
-    environ["identity.refused"] = reason
+    log.warning("token refused from %s: %s", environ.get("REMOTE_ADDR", "-"), reason)
     return HTTPError(401, "Token is invalid or expired", WWW_Authenticate='Bearer error="invalid_token"')

@@ -15,17 +15,21 @@ import csv
 import json
 import operator
 import re
+from typing import Annotated, Literal
 from urllib.parse import parse_qsl, urlencode
 
 from bottle import HTTPError
+from msgspec import Meta
 from sqlalchemy import Text, func, select, union_all
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import GenericFunction
 
-from plugins.bodies import MAX_INTEGER, fields, normalised, shown, tidy
+from plugins.bodies import MAX_INTEGER, Number, fields, normalised, shown, tidy
+from plugins.openapi import query_parameter
 
 MAX_LIMIT = 1000
 MAX_VALUES = 100
+Limit = Annotated[int, Meta(ge=1, le=MAX_LIMIT)]
 DIGITS = re.compile(r"[0-9]{1,30}")
 HINTS = {
     **dict.fromkeys(("order", "ordering", "sort", "_sort", "_sort_desc"), "write order_by=field or order_by=-field"),
@@ -68,6 +72,17 @@ OPERATORS = {
     "in": lambda column, values: column.in_(values),
     **TEXT_OPERATORS,
 }
+DESCRIPTIONS = {
+    "": "Equal to",
+    "not": "Not equal to",
+    "gt": "Greater than",
+    "gte": "Greater than or equal to",
+    "lt": "Less than",
+    "lte": "Less than or equal to",
+    "in": f"One of up to {MAX_VALUES} values, divided by commas and quoted as in CSV",
+    "startswith": "Begins with, in this case",
+    "contains": "Contains, in any case",
+}
 
 
 def read_parameters(query):
@@ -100,6 +115,24 @@ def refuse_others(parameters):
     for name in parameters:
         hint = HINTS.get(name)
         raise HTTPError(400, f"{shown(name)}: unknown parameter" + (f"; {hint}" if hint else ""))
+
+
+def listing_parameters(record, formats):
+    """Describe the parameters of a `Listing` (OpenAPI)."""
+    names = ", ".join(fields(record))
+    yield query_parameter("order_by", str, f"Fields of {names}; with - in front of one that goes down")
+    yield query_parameter("limit", Limit, "How many on a page")
+    yield query_parameter("after", str, "Where the page begins, taken from the Link of the page before")
+    yield query_parameter("format", Literal[formats], "What to answer with, whatever Accept says")
+    for name, field in fields(record).items():
+        for operation in operators(field.type is not Number):
+            kind = field.type if operation not in ("in", *TEXT_OPERATORS) else str
+            yield query_parameter(f"{name}__{operation}" if operation else name, kind, DESCRIPTIONS[operation])
+
+
+def operators(text):
+    """Give the names of the operators for a field that is text or a number."""
+    return [name for name in OPERATORS if text or name not in TEXT_OPERATORS]
 
 
 class Listing:
@@ -158,9 +191,11 @@ class Listing:
     def read_condition(self, parameter, text):
         """Give the SQL condition of a filter."""
         name, _, operation = parameter.partition("__")
-        known = [each for each in OPERATORS if each and (self.is_text(name) or each not in TEXT_OPERATORS)]
-        if parameter != name and operation not in known:
-            raise HTTPError(400, f"{shown(parameter)}: unknown operator; use {name}__ with one of {', '.join(known)}")
+        known = operators(self.is_text(name))
+        if parameter != name and operation not in known[1:]:
+            raise HTTPError(
+                400, f"{shown(parameter)}: unknown operator; use {name}__ with one of {', '.join(known[1:])}"
+            )
         try:
             if operation == "in":
                 value = self.read_values(name, text)
