@@ -5,54 +5,44 @@
 command line.
 """
 
-import argparse
-import csv
 import dataclasses
 import getpass
-import hashlib
-import io
 import logging
 import os
-import re
 import secrets
 import sqlite3
 import sys
-import time
 from contextlib import closing, suppress
 from datetime import UTC, datetime
 from functools import partial
-from ipaddress import ip_address
 from itertools import chain, islice
 from pathlib import Path
 from typing import Literal
 from urllib.parse import quote, urlencode
 
 import argon2
-import mimeparse
 import msgspec
 from bottle import Bottle, HTTPError, HTTPResponse, request, response, static_file
 from msgspec import structs, to_builtins
 from sqlalchemy import (
-    BigInteger,
     CheckConstraint,
-    Column,
     Index,
-    Integer,
     MetaData,
     Table,
     bindparam,
     cast,
     exc,
+    exists,
     func,
     literal_column,
+    or_,
     select,
 )
 from sqlalchemy import Text as TextColumn
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import make_url
 
-from plugins.access import AccessPlugin
-from plugins.answers import JSON, Answer, AnswersPlugin, Data
+from plugins.access import AccessPlugin, start_log
+from plugins.answers import Answer, AnswersPlugin, Data
 from plugins.bodies import (
     MAX_INTEGER,
     BodiesPlugin,
@@ -67,12 +57,17 @@ from plugins.bodies import (
     some_of,
 )
 from plugins.cors import CorsPlugin
+from plugins.entity_tags import entity_tag, is_known, wanted_versions
+from plugins.guesses import Guesses, TooManyAttempts, guesses_table
 from plugins.identity import IdentityPlugin
 from plugins.listings import (
     MAX_LIMIT,
     Limit,
     Listing,
+    csv_parts,
     folded,
+    json_parts,
+    link_next,
     listing_parameters,
     read_integer,
     read_parameters,
@@ -81,44 +76,16 @@ from plugins.listings import (
 from plugins.methods import MethodsPlugin
 from plugins.openapi import ASSETS, PAGE, POLICY, START, OpenAPIPlugin, header_parameter, query_parameter
 from plugins.server import Lane, serve
-from plugins.storage import Database, StoragePlugin
+from plugins.settings import OneLineParser, SettingError, address, integer, load, one_of, options, origins, setting
+from plugins.storage import Database, StoragePlugin, column
 from plugins.uploads import CSV_TYPE, Upload
 
-ORIGIN = re.compile(r"\*|https?://[a-z0-9.-]+(:[0-9]+)?|https?://\[[0-9a-f:]+\](:[0-9]+)?")
-ENTITY_TAG = re.compile(r'(W/)?"([^"]*)"')
-log = logging.getLogger("dealer")
-
 HERE = Path(__file__).resolve().parent
+log = logging.getLogger("dealer")
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Settings
 # ----------------------------------------------------------------------------------------------------------------------
-
-
-class SettingError(Exception):
-    """A setting that cannot work; its text is one line that names it."""
-
-
-def integer(low, high):
-    """Give a parser of whole numbers from `low` to `high`."""
-
-    def parse(text):
-        if not (text.isascii() and text.isdigit() and len(text) < 20 and low <= int(text) <= high):
-            raise ValueError(f"must be a whole number from {low} to {high}")
-        return int(text)
-
-    return parse
-
-
-def one_of(*choices):
-    """Give a parser that takes one of a few words."""
-
-    def parse(text):
-        if text not in choices:
-            raise ValueError("must be one of " + ", ".join(choices))
-        return text
-
-    return parse
 
 
 def database_url(text):
@@ -135,32 +102,11 @@ def database_url(text):
     return text
 
 
-def origins(text):
-    """Give the origins (RFC 6454) of a list divided by commas."""
-    found = tuple(part.strip() for part in text.split(","))
-    for origin in found:
-        if not ORIGIN.fullmatch(origin):
-            raise ValueError("must be origins like https://dealer.example, divided by commas")
-    return found
-
-
-def proxy(text):
-    """Give the address of a proxy, or ``*``."""
-    if text != "*":
-        ip_address(text)
-    return text
-
-
 def secret(text):
     """Give a secret that is long enough for HS256 (RFC 7518, section 3.2)."""
     if len(text.encode()) < 32:
         raise ValueError("must be at least 32 bytes")
     return text
-
-
-def setting(default, parse, help):
-    """Give a field of `Settings` with all that the environment, the options and their help need."""
-    return dataclasses.field(default=default, metadata={"parse": parse, "help": help})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,26 +119,11 @@ class Settings:
     jwt_secret: str = setting(None, secret, "key that signs tokens, at least 32 bytes")
     jwt_ttl: int = setting(3600, integer(1, 10**9), "seconds a token lives")
     threads: int = setting(4, integer(1, 256), "waitress threads")
-    trusted_proxy: str = setting(
-        None, proxy, "address of the proxy whose X-Forwarded-For and -Proto are believed, or *"
-    )
+    trusted_proxy: str = setting(None, address, "proxy whose X-Forwarded-For and -Proto are believed, or *")
     registration: str = setting("open", one_of("open", "closed"), "whether anybody may register")
     password_min: int = setting(1, integer(1, 1024), "shortest new password, in characters")
     cors_origins: tuple = setting((), origins, "origins whose pages may call, divided by commas")
     log_level: str = setting("INFO", one_of("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"), "least level logged")
-
-    @classmethod
-    def load(cls, given):
-        """Give the settings of a mapping from names to texts; raises `SettingError` for the first that cannot work."""
-        values = {}
-        for option in dataclasses.fields(cls):
-            text = given.get(option.name.upper())
-            if text:
-                try:
-                    values[option.name] = option.metadata["parse"](text)
-                except ValueError as error:
-                    raise SettingError(f"{option.name.upper()}: {error}") from None
-        return cls(**values)
 
 
 def signing_key(settings, url):
@@ -231,6 +162,8 @@ Mark = Text(255, refuse=(".", ".."))  # the two names that clients fold away fro
 class Car(Record):
     """A car in stock; its mark is what it is known by."""
 
+    example = {"mark": "BMW i4", "max_speed": 200, "distance": 450, "handler": "BMW", "stock": "Germany"}
+
     mark: Mark
     max_speed: Number
     distance: Number
@@ -238,18 +171,19 @@ class Car(Record):
     stock: Text(255)
 
 
-Changes = some_of("Changes", Car, key="mark")
+Changes = some_of("Changes", Car, key="mark", example={"max_speed": 210})
 
 
 class Inventory(Upload):
     """Cars by their marks, as a JSON array or CSV."""
 
     record, key = Car, "mark"
-    example = "mark,max_speed,distance,handler,stock\r\nBMW i4,200,450,BMW,Germany\r\n"
 
 
 class Credentials(Record):
     """Who registers or logs in."""
+
+    example = {"username": "alice", "password": "correct horse"}
 
     username: Text(80)
     password: Password(1024)
@@ -258,12 +192,16 @@ class Credentials(Record):
 class NewPassword(Record):
     """The password that an account has, and the one it shall have."""
 
+    example = {"password": "correct horse", "new_password": "battery staple"}
+
     password: Password(1024)
     new_password: Password(1024)
 
 
 class Confirmation(Record):
     """The password of an account, which is asked for once more."""
+
+    example = {"password": "correct horse"}
 
     password: Password(1024)
 
@@ -275,13 +213,6 @@ class Confirmation(Record):
 SCHEMA_VERSION = 3
 
 metadata = MetaData()
-
-
-def column(name, type, **options):
-    """Give the column that stores a field: 64-bit integers, and text that compares and sorts by code point."""
-    text = TextColumn(collation="C").with_variant(TextColumn(collation="BINARY"), "sqlite")
-    kind = text if type is str else BigInteger().with_variant(Integer, "sqlite")
-    return Column(name, kind, **{"nullable": False, **options})
 
 
 def columns_of(record, key=None, nullable=False):
@@ -332,17 +263,7 @@ history_table = Table(
     sqlite_autoincrement=True,
 )
 
-
-failures_table = Table(
-    "failures",  # of logins, for as long as they count
-    metadata,
-    column("address", str),
-    column("name", str),  # its SHA-256: people type passwords into the wrong field
-    column("at", int),  # milliseconds since 1970
-    Index("failures_address", "address", "at"),
-    Index("failures_at", "at"),
-    sqlite_strict=True,
-)
+failures_table = guesses_table(metadata)
 
 
 def open_schema(db):
@@ -374,21 +295,6 @@ def bring_up(db, version):
 # ----------------------------------------------------------------------------------------------------------------------
 
 
-NAME_GUESSES = 10  # failed logins for one name from one address,
-ADDRESS_GUESSES = 100  # or from one address for any,
-GUESSES_WINDOW = 5 * 60 * 1000  # within so many milliseconds
-
-
-def insert_new(db, table):
-    """Give the statement that inserts a row unless its key is taken, and returns it only where it went in."""
-    return db.prepare(insert_for(db)(table).on_conflict_do_nothing().returning(*table.primary_key))
-
-
-def insert_for(db):
-    """Give the function that makes the database's own kind of INSERT."""
-    return (sqlite if db.is_sqlite else postgresql).insert
-
-
 class RegistrationClosed(Exception):
     """Accounts are made at the console only."""
 
@@ -397,54 +303,19 @@ class UserExists(ValueError):
     """The name of a new account is taken."""
 
 
-class TooManyAttempts(Exception):
-    """Nobody may guess that often; the next guess is looked at after `retry_after` seconds."""
-
-    def __init__(self, retry_after):
-        super().__init__(retry_after)
-        self.retry_after = retry_after
-
-
-class Guesses:
-    """The failed logins that still count, the same for names that exist and for names that do not."""
-
-    def __init__(self, db):
-        column = failures_table.c
-        since = column.at > bindparam("since")
-        latest = select(failures_table).where(column.address == bindparam("address"), since)
-        self.latest = db.prepare(latest.order_by(column.at.desc()).limit(ADDRESS_GUESSES))
-        self.insert = db.prepare(failures_table.insert())
-        self.forget = db.prepare(failures_table.delete().where(column.at <= bindparam("until")))
-
-    def check(self, username, address):
-        """Raise `TooManyAttempts` where there were enough."""
-        now = milliseconds()
-        everyone = self.latest(address=address, since=now - GUESSES_WINDOW)
-        same = [failure for failure in everyone if failure["name"] == fingerprint(username)]
-        for failures, most in ((same, NAME_GUESSES), (everyone, ADDRESS_GUESSES)):
-            if len(failures) >= most:
-                raise TooManyAttempts((failures[most - 1]["at"] + GUESSES_WINDOW - now) // 1000 + 1)
-
-    def record(self, username, address):
-        """Count a failed login; raises `TooManyAttempts` where others at the same time used up the last guess."""
-        self.forget(until=milliseconds() - GUESSES_WINDOW)
-        self.check(username, address)
-        self.insert(address=address, name=fingerprint(username), at=milliseconds())
-
-
 class Users:
     """The accounts. No transaction is open for the 30 ms that a hash takes."""
 
     def __init__(self, db, registration="open"):
         self.db = db
         self.registration = registration
-        self.guesses = Guesses(db)
+        self.guesses = Guesses(db, failures_table)
         self.hasher = argon2.PasswordHasher(time_cost=2, memory_cost=19456, parallelism=1)  # OWASP's first choice
         self.decoy = self.hasher.hash(secrets.token_hex())
         column = users_table.c
         named = column.username == bindparam("name")
         hashed = named, column.password == bindparam("old")
-        self.insert = insert_new(db, users_table)
+        self.insert = db.insert_new(users_table)
         self.select = db.prepare(select(users_table).where(named))
         self.alive = db.prepare(select(column.session).where(named, column.session == bindparam("session_")))
         self.rehash = db.prepare(users_table.update().where(*hashed).values(password=bindparam("new")))
@@ -524,22 +395,13 @@ def new_session():
     return secrets.token_hex(16)
 
 
-def fingerprint(username):
-    """Give what a name is known by among the failed logins."""
-    return hashlib.sha256(username.encode()).hexdigest()
-
-
-def milliseconds():
-    """Give the time in milliseconds since 1970."""
-    return time.time_ns() // 1_000_000
-
-
 class History:
     """Who did what to which car, in the order in which it happened: writers come one after the other."""
 
     def __init__(self, db):
         self.db = db
-        self.known = db.prepare(select(history_table.c.id).where(history_table.c.mark == bindparam("mark")).limit(1))
+        seen = (exists().where(table.c.mark == bindparam("mark")) for table in (history_table, autos_table))
+        self.known = db.prepare(select(or_(*seen).label("known")))
         self.insert = db.prepare(history_table.insert().values({name: bindparam(name) for name in HISTORY_FIELDS}))
 
     def record(self, action, by, cars):
@@ -556,7 +418,7 @@ class History:
         column = history_table.c
         statement = select(history_table).order_by(column.id if after is not None else column.id.desc()).limit(limit)
         if mark is not None:
-            if not self.known(mark=mark):
+            if not self.known(mark=mark)[0]["known"]:
                 raise UnknownAuto(mark)
             statement = statement.where(column.mark == mark)
         if before is not None:
@@ -597,11 +459,10 @@ class Autos:
         same = column.mark == bindparam("same")
         kept = {name: func.coalesce(bindparam(f"new_{name}"), column[name]) for name in fields(Car) if name != "mark"}
         change = autos_table.update().where(same).values(version=bindparam("new_version"), **kept)
-        upsert = insert_for(db)(autos_table)
         self.some = db.prepare(select(column.mark).limit(1))
         self.select = db.prepare(select(autos_table).where(same))
-        self.insert = insert_new(db, autos_table)
-        self.upsert = db.prepare(upsert.on_conflict_do_update(index_elements=["mark"], set_=dict(upsert.excluded)))
+        self.insert = db.insert_new(autos_table)
+        self.upsert = db.upsert(autos_table)
         self.change = db.prepare(change.returning(*(column[name] for name in fields(Car))))
         self.remove = db.prepare(autos_table.delete().where(same).returning(column.mark))
 
@@ -727,7 +588,6 @@ class Health(msgspec.Struct):
     status: Literal["ok"]
 
 
-EXAMPLE = {"mark": "BMW i4", "max_speed": 200, "distance": 450, "handler": "BMW", "stock": "Germany"}
 EXAMPLE_ENTRY = Entry(1, "2026-01-31T12:00:00.000000Z", "alice", "deleted", "BMW i4", None)
 
 USER_CREATED = Answer(201, {"Message": "User created. Try to auth"})
@@ -740,7 +600,7 @@ PASSWORD_CHANGED = Answer(202, {"Message": "Password changed"})
 LOGGED_OUT = Answer(202, {"Message": "Logged out"})
 USER_DELETED = Answer(202, {"Message": "User deleted"})
 WRONG_PASSWORD = Answer(403, {"Error": "Invalid password"})
-AUTO_FOUND = Data(200, Car, EXAMPLE, ("ETag",))
+AUTO_FOUND = Data(200, Car, Car.example, ("ETag",))
 AUTO_UNCHANGED = Data(304, None, headers=("ETag",))
 AUTO_CREATED = Answer(201, {"Message": "Auto created"}, ("Location",))
 AUTO_EXISTS = Answer(400, {"Error": "Auto with that mark exists"})
@@ -749,7 +609,7 @@ AUTO_DELETED = Answer(202, {"Message": "Auto deleted"})
 AUTO_NOT_FOUND = Answer(404, {"Error": "Auto with that mark not found"})
 AUTO_CHANGED = Answer(412, {"Error": "Auto was changed by someone else"})
 NO_AUTOS = Answer(400, {"Error": "No one autos found in DataBase"})
-STOCK = Data(200, list[Car], [EXAMPLE], ("X-Total-Count", "Link", "Content-Disposition"), also=(CSV_TYPE,))
+STOCK = Data(200, list[Car], [Car.example], ("X-Total-Count", "Link", "Content-Disposition"), also=(CSV_TYPE,))
 ENTRIES = Data(200, list[Entry], [to_builtins(EXAMPLE_ENTRY)], ("Link",))
 HEALTHY = Data(200, Health, {"status": "ok"})
 UNAVAILABLE = Answer(503, {"Error": "Database is not available. Try again later"}, ("Retry-After",))
@@ -772,15 +632,15 @@ def autos_put(created, updated):
 
 DECLARED = ("public", "answers", "parameters")  # what a route says of itself to plugins
 routes = Bottle()
-FORMATS = ("json", "csv")
 IF_MATCH = header_parameter("If-Match", "Change the car only if it still has one of these entity tags")
 IF_NONE_MATCH = header_parameter("If-None-Match", "Answer 304 if the car still has one of these entity tags")
-LISTING = list(listing_parameters(Car, FORMATS))
+LISTING = list(listing_parameters(Car))
 PAGING = [
     query_parameter("limit", Limit, "How many entries at most"),
     query_parameter("after", Number, "The entries after the one with this id, oldest first"),
     query_parameter("before", Number, "The entries before the one with this id, newest first"),
 ]
+STOCK_FILE = "stock.csv"
 MARK = "<mark:re:(?s:.+)>"  # anything, slashes and line breaks too: what a mark may hold is for `Car` to say
 
 
@@ -831,9 +691,9 @@ def delete_account(confirmation: Confirmation, identity, users):
 def find_auto(mark, autos):
     """Look up one car."""
     car = autos.find(mark)
-    etag = f'"{car.pop("version")}"'
-    response.headers.update({"ETag": etag, "Cache-Control": "private, no-cache"})
-    if matches(request.get_header("If-None-Match"), etag):
+    version = car.pop("version")
+    response.headers.update({"ETag": entity_tag(version), "Cache-Control": "private, no-cache"})
+    if is_known(version):
         response.status = 304
         return ""
     return car
@@ -873,18 +733,21 @@ def list_stock(autos):
     """List the stock: filtered, ordered, in pages, as JSON or CSV."""
     if not autos.any():
         raise NO_AUTOS.error()
-    listing = Listing(request.query_string, Car, autos_table, formats=FORMATS)
+    listing = Listing(request.query_string, Car, autos_table)
     response.headers.update({"Cache-Control": "private, no-cache", "Vary": "Accept"})
     if listing.first:
         response.set_header("X-Total-Count", autos.count(listing))
-    as_csv = wants_csv(listing)
     if listing.limit is None:
-        return send_csv(autos.rows(listing)) if as_csv else send_json(autos.texts(listing))
+        return (
+            csv_parts(fields(Car), autos.rows(listing), STOCK_FILE)
+            if listing.as_csv
+            else json_parts(autos.texts(listing))
+        )
     cars = autos.page(listing)
     if len(cars) > listing.limit:
         link_next(listing.next_page(cars[listing.limit - 1]))
     cars = cars[: listing.limit]
-    return send_csv([map(dict.values, cars)]) if as_csv else cars
+    return csv_parts(fields(Car), [map(dict.values, cars)], STOCK_FILE) if listing.as_csv else cars
 
 
 @routes.post("/stock", answers=[autos_created(103)])
@@ -940,7 +803,7 @@ def show_docs():
     """Show the documentation, where every request can be tried."""
     response.content_type = "text/html; charset=utf-8"
     response.set_header("Content-Security-Policy", POLICY)
-    return PAGE.format(title="Car dealer API")
+    return PAGE.format(title=ABOUT["title"])
 
 
 @routes.get("/docs/start.js", public=True)
@@ -967,71 +830,6 @@ def check_length(name, password, least):
         raise HTTPError(400, f"{name}: must be at least {least} characters")
 
 
-def wanted_versions():
-    """Give the versions that ``If-Match`` asks for (RFC 9110, section 13.1.1), or None for any."""
-    header = request.get_header("If-Match")
-    if header is None or header.strip() == "*":
-        return None
-    return {version for weak, version in ENTITY_TAG.findall(header) if not weak}
-
-
-def matches(header, etag):
-    """Tell whether ``If-None-Match`` names an entity tag (RFC 9110, section 13.1.2)."""
-    return header is not None and (
-        header.strip() == "*" or etag in (f'"{tag}"' for _, tag in ENTITY_TAG.findall(header))
-    )
-
-
-def wants_csv(listing):
-    """Tell whether a listing is asked for as CSV: by ``format``, or else by ``Accept``."""
-    if listing.format:
-        return listing.format == "csv"
-    try:
-        return mimeparse.best_match(["text/csv", JSON], request.get_header("Accept", JSON).lower()) == "text/csv"
-    except mimeparse.MimeTypeParseException:
-        return False
-
-
-def link_next(query):
-    """Name the next page (RFC 8288)."""
-    response.set_header("Link", f'<{quote(request.path)}?{query}>; rel="next"')
-
-
-def send_json(chunks):
-    """Give a JSON array in parts, of lists of its items as texts; a part is sent when the next one is there."""
-    response.content_type = JSON
-    return json_parts(chunks)
-
-
-def json_parts(chunks):
-    part = "["
-    for texts in chunks:
-        if len(part) > 1:
-            yield part.encode()
-            part = ","
-        part += ",".join(texts)
-    yield (part + "]").encode()
-
-
-def send_csv(chunks):
-    """Give CSV (RFC 4180) in parts, of lists of rows."""
-    response.content_type = "text/csv; charset=utf-8; header=present"
-    response.set_header("Content-Disposition", 'attachment; filename="stock.csv"')
-    return csv_parts(chunks)
-
-
-def csv_parts(chunks):
-    part = io.StringIO()
-    writer = csv.writer(part)
-    writer.writerow(fields(Car))
-    for rows in chunks:
-        writer.writerows(rows)
-        yield part.getvalue().encode()
-        part.seek(0)
-        part.truncate()
-    yield part.getvalue().encode()
-
-
 def history_page(history, mark=None):
     """Give a page of the history, as the query string asks for it."""
     parameters = read_parameters(request.query_string)
@@ -1052,6 +850,18 @@ def history_page(history, mark=None):
 # ----------------------------------------------------------------------------------------------------------------------
 
 
+ABOUT = {
+    "title": "Car dealer API",
+    "version": "1.0",
+    "description": "Register, log in with `POST /auth`, and try the rest: the page keeps the token that you get.",
+}
+TAGS = {  # of the first step of a path
+    **dict.fromkeys(("register", "auth", "account", "logout"), "Accounts"),
+    "auto": "Cars",
+    "stock": "Stock",
+    "history": "History",
+    "health": "Service",
+}
 EXPOSED_HEADERS = ("ETag", "Link", "Location", "Retry-After", "X-Request-ID", "X-Total-Count")
 REFUSALS = {
     RegistrationClosed: REGISTRATION_CLOSED,
@@ -1079,7 +889,7 @@ def create_app(settings=None):
         StoragePlugin(db, users=users, history=history, autos=Autos(db, history), settings=settings),
         IdentityPlugin(key, settings.jwt_ttl, confirm=users.confirm),
         BodiesPlugin(path=Car),
-        OpenAPIPlugin("Car dealer API", "1.0", path=Car, description=__doc__, common=(UNAVAILABLE, FAULT)),
+        OpenAPIPlugin(ABOUT, TAGS, path=Car, common=(UNAVAILABLE, FAULT)),
     ):
         app.install(plugin)
     for route in routes.routes:
@@ -1108,7 +918,6 @@ def open_database(settings):
 # ----------------------------------------------------------------------------------------------------------------------
 
 HASHING = ("/register", "/auth", "/account", "/account/password")
-CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 LANES = {
     "listings": Lane(threads=2, patience=None, refusal=""),
     "uploads": Lane(threads=1, patience=5, refusal="Too many uploads wait. Try again later"),
@@ -1134,48 +943,15 @@ def limit_of(method, path):
 
 def read_command_line(arguments):
     """Give the command, its argument and the settings; ends the program with code 2 where a setting cannot work."""
-    options = OneLineParser(add_help=False, argument_default=argparse.SUPPRESS)
-    for option in dataclasses.fields(Settings):
-        name = option.name.upper()
-        about = f"{option.metadata['help']} (environment: {name}; default: {option.default})"
-        options.add_argument("--" + option.name.replace("_", "-"), dest=name, metavar="…", help=about)
-    parser = OneLineParser(prog="dealer.py", description=__doc__.partition("\n")[0], parents=[options])
+    settings = options(Settings)
+    parser = OneLineParser(prog="dealer.py", description=__doc__.partition("\n")[0], parents=[settings])
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands, instead of serving")
-    adduser = commands.add_parser("adduser", parents=[options], help="create an account; asks for its password")
+    adduser = commands.add_parser("adduser", parents=[settings], help="create an account; asks for its password")
     adduser.add_argument("argument", metavar="NAME")
-    backup = commands.add_parser("backup", parents=[options], help="copy the SQLite database while it is in use")
+    backup = commands.add_parser("backup", parents=[settings], help="copy the SQLite database while it is in use")
     backup.add_argument("argument", metavar="FILE")
     given = vars(parser.parse_args(arguments))
-    return given.pop("command"), given.pop("argument", None), Settings.load({**os.environ, **given})
-
-
-class OneLineParser(argparse.ArgumentParser):
-    """An `argparse.ArgumentParser` that refuses in one line, without its usage."""
-
-    def error(self, message):
-        """End the program with code 2."""
-        self.exit(2, f"dealer.py: {message}\n")
-
-
-class LineFormatter(logging.Formatter):
-    """Lines with their time in UTC (RFC 3339); a traceback is indented, so that nothing in it can look like a line."""
-
-    converter = time.gmtime
-
-    def __init__(self):
-        super().__init__("%(asctime)s.%(msecs)03dZ %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%S")
-
-    def format(self, record):
-        """Give the text of a record without control characters."""
-        lines = super().format(record).split("\n")
-        return "\n    ".join(CONTROL.sub("?", line) for line in lines)
-
-
-def start_log(level):
-    """Log to standard error."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(LineFormatter())
-    logging.basicConfig(level=level, handlers=[handler])
+    return given.pop("command"), given.pop("argument", None), load(Settings, {**os.environ, **given})
 
 
 def run_server(settings):

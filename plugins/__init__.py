@@ -1,13 +1,16 @@
-"""Bottle plugins, each a file and a class of its own, that know nothing of cars.
+"""Bottle plugins, each a file and a class of its own, and what they are made of; nothing here knows of cars.
 
 Installed first wraps outermost. The car dealer installs them in this order:
 
+- ``cors``: which pages may call from other origins;
 - ``access``: request ids, common headers and the access log, around the whole application;
 - ``answers``: what handlers return, and everything that is raised, becomes JSON;
 - ``methods``: ``POST`` that stands for another method;
 - ``storage``: one transaction of a ``dataset`` database per request;
 - ``identity``: who calls, from a JSON Web Token; routes are protected unless declared public;
-- ``bodies``: request bodies, checked against the record that a handler declares.
+- ``bodies`` and ``uploads``: request bodies, checked against the record that a handler declares;
+- ``openapi``: the description of the application, made from all that.
 
-``server`` is no plugin: it is how waitress serves the application.
+No plugins, but as free of cars: ``settings``, ``listings``, ``entity_tags``, ``guesses``, and ``server``, by which
+waitress serves the application.
 """

@@ -21,6 +21,7 @@ from bottle import PluginError
 
 log = logging.getLogger("dealer.access")
 
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
@@ -114,3 +115,24 @@ def path_of(environ):
     path = environ.get("REQUEST_URI") or quote(environ.get("PATH_INFO", ""), encoding="latin-1")
     path = path.partition("?")[0]
     return path if path.isascii() and path.isprintable() else quote(path, safe="/%", encoding="latin-1")
+
+
+class LineFormatter(logging.Formatter):
+    """Lines with their time in UTC (RFC 3339); a traceback is indented, so that nothing in it can look like a line."""
+
+    converter = time.gmtime
+
+    def __init__(self):
+        super().__init__("%(asctime)s.%(msecs)03dZ %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%S")
+
+    def format(self, record):
+        """Give the text of a record without control characters."""
+        lines = super().format(record).split("\n")
+        return "\n    ".join(CONTROL.sub("?", line) for line in lines)
+
+
+def start_log(level):
+    """Log to standard error."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(LineFormatter())
+    logging.basicConfig(level=level, handlers=[handler])

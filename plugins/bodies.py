@@ -56,10 +56,8 @@ def Text(length, refuse=()):
             raise ValueError("must not be " + " or ".join(map(repr, refuse)))
         return text
 
-    schema = {"pattern": f"^(?!{BLANK.pattern}$){VISIBLE.pattern}$"}
-    if refuse:
-        schema["not"] = {"enum": list(refuse)}
-    return text_type(length, readable, schema)
+    others = "".join(f"(?!{re.escape(text)}$)" for text in refuse)
+    return text_type(length, readable, {"pattern": f"^{others}(?!{BLANK.pattern}$){VISIBLE.pattern}$"})
 
 
 def Password(length):
@@ -95,6 +93,7 @@ class Record(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """A JSON object with known fields only, its texts clean."""
 
     limit: ClassVar = LIMIT
+    example: ClassVar = None
 
     @classmethod
     def receive(cls):
@@ -119,21 +118,22 @@ class Record(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
                 setattr(self, name, tidy_named(type(self), name, value))
 
 
-def some_of(name, record, key):
+def some_of(name, record, key, example):
     """Give a record type like `record` in which all fields but `key` may be left out, though not all at once."""
     optional = [
         (field.name, field.type) if field.name == key else (field.name, field.type | msgspec.UnsetType, UNSET)
         for field in fields(record).values()
     ]
 
+    others = ", ".join(each for each in fields(record) if each != key)
+
     def at_least_one(self):
         Record.__post_init__(self)
         if len(given(self)) < 2:
-            raise ValueError(
-                "body: must have at least one of " + ", ".join(each for each in fields(record) if each != key)
-            )
+            raise ValueError(f"body: must have at least one of {others}")
 
-    return msgspec.defstruct(name, optional, bases=(Record,), namespace={"__post_init__": at_least_one}, kw_only=True)
+    namespace = {"__post_init__": at_least_one, "example": example}
+    return msgspec.defstruct(name, optional, bases=(Record,), namespace=namespace, kw_only=True)
 
 
 def given(record):

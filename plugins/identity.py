@@ -86,9 +86,9 @@ class IdentityPlugin:
             raise HTTPError(401, "Token is missing", WWW_Authenticate="Bearer")
         try:
             claims = self.verified(token.strip(" "))
-        except jwt.InvalidTokenError as error:
+        except (jwt.InvalidTokenError, ValueError, OverflowError) as error:
             raise invalid(environ, type(error).__name__) from None
-        if int(claims["exp"]) <= time.time():
+        if claims["exp"] <= time.time():
             raise invalid(environ, "ExpiredSignatureError")
         if not self.confirm(claims):
             raise invalid(environ, "account or session has ended")
@@ -96,8 +96,12 @@ class IdentityPlugin:
         return claims["sub"]
 
     def verify(self, token):
-        """Give the claims of a token of ours; raises `jwt.InvalidTokenError`. The algorithm is ours to choose."""
-        return jwt.decode(token, self.secret, algorithms=["HS256"], options={"require": REQUIRED})
+        """Give the claims of a token of ours; raises `jwt.InvalidTokenError` or `ValueError`. The algorithm is ours."""
+        claims = jwt.decode(token, self.secret, algorithms=["HS256"], options={"require": REQUIRED})
+        if "\0" in claims["sub"] or not isinstance(claims["exp"], int):
+            raise ValueError("claims that no token of ours has")
+        claims["sub"].encode()  # raises ValueError for lone surrogates
+        return claims
 
 
 def invalid(environ, reason):

@@ -12,23 +12,29 @@ What is unknown, repeated, or does not fit its field is refused with a sentence:
 """
 
 import csv
+import io
 import json
 import operator
 import re
 from typing import Annotated, Literal
-from urllib.parse import parse_qsl, urlencode
+from urllib.parse import parse_qsl, quote, urlencode
 
-from bottle import HTTPError
+import mimeparse
+from bottle import HTTPError, request, response
 from msgspec import Meta
 from sqlalchemy import Text, func, select, union_all
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import GenericFunction
 
+from plugins.answers import JSON
 from plugins.bodies import MAX_INTEGER, Number, fields, normalised, shown, tidy
 from plugins.openapi import query_parameter
+from plugins.uploads import CSV_TYPE
 
+FORMATS = ("json", "csv")
 MAX_LIMIT = 1000
 MAX_VALUES = 100
+PART = 1024  # characters that are worth sending by themselves
 Limit = Annotated[int, Meta(ge=1, le=MAX_LIMIT)]
 DIGITS = re.compile(r"[0-9]{1,30}")
 HINTS = {
@@ -117,13 +123,13 @@ def refuse_others(parameters):
         raise HTTPError(400, f"{shown(name)}: unknown parameter" + (f"; {hint}" if hint else ""))
 
 
-def listing_parameters(record, formats):
+def listing_parameters(record):
     """Describe the parameters of a `Listing` (OpenAPI)."""
     names = ", ".join(fields(record))
     yield query_parameter("order_by", str, f"Fields of {names}; with - in front of one that goes down")
     yield query_parameter("limit", Limit, "How many on a page")
     yield query_parameter("after", str, "Where the page begins, taken from the Link of the page before")
-    yield query_parameter("format", Literal[formats], "What to answer with, whatever Accept says")
+    yield query_parameter("format", Literal[FORMATS], "What to answer with, whatever Accept says")
     for name, field in fields(record).items():
         for operation in operators(field.type is not Number):
             kind = field.type if operation not in ("in", *TEXT_OPERATORS) else str
@@ -138,19 +144,18 @@ def operators(text):
 class Listing:
     """What a query string asks of a table whose columns are the fields of a record.
 
-    ``limit`` is the size of the page that was asked for, or None; ``first`` tells whether nothing comes before it.
+    ``limit`` is the size of the page that was asked for, or None; ``first`` tells whether nothing comes before it, and
+    ``as_csv`` whether to answer with CSV rather than JSON.
     """
 
-    def __init__(self, query, record, table, formats=()):
-        """Read a query string; raises a 400 that names the parameter. `formats` are what ``format`` may be."""
+    def __init__(self, query, record, table):
+        """Read a query string; raises a 400 that names the parameter."""
         self.record = record
         self.table = table
         self.key = next(iter(table.primary_key)).name
         self.parameters = read_parameters(query)
         rest = dict(self.parameters)
-        self.format = rest.pop("format", None)
-        if self.format not in (None, *formats):
-            raise HTTPError(400, "format: must be " + " or ".join(formats))
+        self.as_csv = self.read_format(rest.pop("format", None))
         self.limit = read_integer(rest, "limit", 1, MAX_LIMIT)
         self.order = self.read_order(rest.pop("order_by", self.key))
         after = rest.pop("after", None)
@@ -158,6 +163,17 @@ class Listing:
         self.after = None if self.first else self.read_position(after)
         self.conditions = [self.read_condition(name, rest[name]) for name in rest if self.is_filter(name)]
         refuse_others({name: value for name, value in rest.items() if not self.is_filter(name)})
+
+    def read_format(self, text):
+        """Tell whether CSV is asked for: by ``format``, or else by ``Accept`` (RFC 9110, section 12.5.1)."""
+        if text is not None:
+            if text not in FORMATS:
+                raise HTTPError(400, "format: must be " + " or ".join(FORMATS))
+            return text == "csv"
+        try:
+            return mimeparse.best_match([CSV_TYPE, JSON], request.get_header("Accept", JSON).lower()) == CSV_TYPE
+        except mimeparse.MimeTypeParseException:
+            return False
 
     def is_filter(self, name):
         """Tell whether a parameter's name begins with a field."""
@@ -257,3 +273,50 @@ class Listing:
         """Give the query string of the page behind `row`, a mapping."""
         position = json.dumps([row[name] for name, _ in self.order], ensure_ascii=False, separators=(",", ":"))
         return urlencode({**self.parameters, "after": position})
+
+
+def link_next(query):
+    """Name the next page of what was asked for (RFC 8288)."""
+    response.set_header("Link", f'<{quote(request.path)}?{query}>; rel="next"')
+
+
+def json_parts(chunks):
+    """Give a JSON array in parts, of lists of its items as texts; a part is given when the next one is there."""
+    response.content_type = JSON
+    return array_parts(chunks)
+
+
+def array_parts(chunks):
+    part = "["
+    for texts in chunks:
+        if len(part) > 1:
+            yield part.encode()
+            part = ","
+        part += ",".join(texts)
+    yield (part + "]").encode()
+
+
+def csv_parts(columns, chunks, filename):
+    """Give CSV (RFC 4180) in parts, of lists of rows, to be saved as a file."""
+    response.content_type = f"{CSV_TYPE}; charset=utf-8; header=present"
+    response.set_header("Content-Disposition", f'attachment; filename="{filename}"')
+    return record_parts(columns, chunks)
+
+
+def record_parts(columns, chunks):
+    file = io.StringIO()
+    writer = csv.writer(file)
+    writer.writerow(columns)
+    for rows in chunks:
+        if file.tell() > PART:
+            yield taken(file)
+        writer.writerows(rows)
+    yield taken(file)
+
+
+def taken(file):
+    """Take out of a text file what it holds, as UTF-8."""
+    text = file.getvalue()
+    file.seek(0)
+    file.truncate()
+    return text.encode()

@@ -4,7 +4,7 @@ A route that declares its ``answers`` is described: its summary is its docstring
 (see `bodies` and `uploads`), its security what `identity` enforces. What every route can answer follows from that.
 Parameters that a handler reads by itself are declared beside it, as ``parameters``::
 
-    app.install(OpenAPIPlugin("Garage", "1.0", path=Car))
+    app.install(OpenAPIPlugin({"title": "Garage", "version": "1.0"}, {"car": "Cars"}, path=Car))
 
     @app.get("/car/<mark>", answers=[Data(200, Car, EXAMPLE), UNKNOWN])
     def show(mark): ...
@@ -74,9 +74,13 @@ class OpenAPIPlugin:
     api = 2
     keyword = "openapi"
 
-    def __init__(self, title, version, path, description="", common=()):
-        """Take the title, the version, the record whose fields path arguments are, and the answers of every route."""
-        self.info = {"title": title, "version": version, "description": description}
+    def __init__(self, info, tags, path, common=()):
+        """Take the API's own description, the tag for each first step of a path, and what holds for every route.
+
+        That is the record whose fields the arguments of paths are, and `common` answers.
+        """
+        self.info = info
+        self.tags = tags
         self.path = path
         self.common = common
 
@@ -111,7 +115,7 @@ class OpenAPIPlugin:
         operation = {
             "operationId": callback.__name__,
             "summary": summary.strip(" ."),
-            "tags": [route.rule.split("/")[1]],
+            "tags": [self.tags[route.rule.split("/")[1]]],
             "parameters": [self.path_parameter(name) for name in arguments] + list(route.config.get("parameters", ())),
             "responses": self.responses(route, self.body(callback)),
         }
@@ -129,20 +133,25 @@ class OpenAPIPlugin:
 
     def path_parameter(self, name):
         """Describe an argument of a path."""
-        return {"name": name, "in": "path", "required": True, "schema": self.schema(fields(self.path)[name].type)}
+        schema = self.schema(fields(self.path)[name].type)
+        return {"name": name, "in": "path", "required": True, "schema": schema, "example": self.path.example[name]}
 
     def content(self, body, arguments):
         """Describe a body, whose record may leave out what the path says."""
         if issubclass(body, Upload):
-            schema = {"type": "array", "items": self.schema(body.record)}
-            return {JSON: {"schema": schema}, CSV_TYPE: {"schema": {"type": "string"}, "example": body.example}}
+            example, schema = body.record.example, {"type": "array", "items": self.schema(body.record)}
+            table = "\r\n".join(",".join(map(str, row)) for row in (example, example.values()))
+            as_csv = {"schema": {"type": "string"}, "example": table}
+            return {JSON: {"schema": schema, "example": [example]}, CSV_TYPE: as_csv}
         schema = self.schema(body)
         if arguments:
             (full,), parts = msgspec.json.schema_components([body], ref_template=REFERENCE)
             schema = parts[full["$ref"].rpartition("/")[2]]
             schema["required"] = [name for name in schema["required"] if name not in arguments]
             schema["properties"] = {key: value for key, value in schema["properties"].items() if key not in arguments}
-        return {JSON: {"schema": schema}}
+            schema["minProperties"] = max(1, len(schema["required"]))
+        example = {name: value for name, value in body.example.items() if name not in arguments}
+        return {JSON: {"schema": schema, "example": example}}
 
     def responses(self, route, body):
         """Describe every answer of a route, one entry a status, with an example of each."""

@@ -33,7 +33,8 @@ from itertools import chain
 
 import dataset
 from bottle import HTTPError, PluginError
-from sqlalchemy import event, exc
+from sqlalchemy import BigInteger, Column, Integer, Text, event, exc
+from sqlalchemy.dialects import postgresql, sqlite
 
 log = logging.getLogger("dealer")
 
@@ -114,6 +115,19 @@ class Database(dataset.Database):
         """Compile a SQLAlchemy statement once, to be called with its parameters by name."""
         return Statement(self, statement)
 
+    def insert_new(self, table):
+        """Prepare the statement that inserts a row unless its key is taken, and gives the key where it went in."""
+        return self.prepare(self.insert(table).on_conflict_do_nothing().returning(*table.primary_key))
+
+    def upsert(self, table):
+        """Prepare the statement that inserts a row, or puts it in the place of the one with its key."""
+        insert = self.insert(table)
+        return self.prepare(insert.on_conflict_do_update(index_elements=table.primary_key, set_=dict(insert.excluded)))
+
+    def insert(self, table):
+        """Give the database's own kind of INSERT, which knows of conflicts."""
+        return (sqlite if self.is_sqlite else postgresql).insert(table)
+
     def stream(self, statement, size=1000):
         """Run a SQLAlchemy statement whose rows come in lists of up to `size`, as they are asked for."""
         return self.executable.execute(statement, execution_options={"yield_per": size}).partitions()
@@ -167,6 +181,13 @@ class Database(dataset.Database):
         """Give back every connection; the object cannot be used after."""
         self.finish(commit=False)
         super().close()
+
+
+def column(name, kind, **options):
+    """Give a column for `int`, of 64 bits, or `str`, sorted by code point; not NULL unless `options` say so."""
+    text = Text(collation="C").with_variant(Text(collation="BINARY"), "sqlite")
+    number = BigInteger().with_variant(Integer, "sqlite")
+    return Column(name, text if kind is str else number, **{"nullable": False, **options})
 
 
 def add_functions(functions, connection, record):

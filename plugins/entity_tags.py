@@ -1,0 +1,37 @@
+"""Entity tags: conditional requests (RFC 9110, section 13) for handlers whose things have versions::
+
+@app.get("/thing/<name>")
+def show(name):
+    response.set_header("ETag", entity_tag(version))
+    if is_known(version):
+        return NOT_MODIFIED
+
+@app.put("/thing/<name>")
+def update(name):
+    change(name, only_if=wanted_versions())
+"""
+
+import re
+
+from bottle import request
+
+TAG = re.compile(r'(W/)?"([^"]*)"')
+
+
+def entity_tag(version):
+    """Give the strong entity tag of a version."""
+    return f'"{version}"'
+
+
+def is_known(version):
+    """Tell whether ``If-None-Match`` names a version, so that the client has it already (weak comparison)."""
+    header = request.get_header("If-None-Match", "")
+    return header.strip() == "*" or version in {tag for _, tag in TAG.findall(header)}
+
+
+def wanted_versions():
+    """Give the versions that ``If-Match`` lets change (strong comparison), or None where any will do."""
+    header = request.get_header("If-Match")
+    if header is None or header.strip() == "*":
+        return None
+    return {tag for weak, tag in TAG.findall(header) if not weak}
