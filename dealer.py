@@ -270,7 +270,7 @@ def open_schema(db):
     """Create the tables that are missing and bring older ones up; raises `SettingError` where that cannot be done."""
     with db.writing():
         known = set(db.tables)
-        version = db[versions_table.name].find_one()["version"] if versions_table.name in known else 0
+        version = db.prepare(select(versions_table))()[0]["version"] if versions_table.name in known else 0
         if version > SCHEMA_VERSION:
             raise SettingError(f"DATABASE_URL: has schema version {version}, this program knows {SCHEMA_VERSION}")
         if not version and known & metadata.tables.keys():

@@ -43,6 +43,19 @@ MAX_INTEGER = 2**53 - 1  # what every JSON client can hold (RFC 8259, section 6)
 Number = Annotated[int, Meta(ge=0, le=MAX_INTEGER)]
 
 
+def refuse_constant(name):
+    """Refuse NaN and Infinity, which Python's decoder takes and JSON does not know."""
+    raise ValueError(name)
+
+
+def any_integer(digits):
+    """Give an integer of any length; Python refuses to read a very long one, and it is too large in any case."""
+    return int(digits[:32])
+
+
+decoder = json.JSONDecoder(parse_constant=refuse_constant, parse_int=any_integer)
+
+
 def Text(length, refuse=()):
     """Give the type of a readable text of 1 to `length` code points, other than those `refuse`d."""
 
@@ -271,11 +284,6 @@ def read_json(limit):
     if not JSON_TYPE.fullmatch(content_type()):
         raise HTTPError(415, "Content-Type must be application/json")
     try:
-        return json.loads(body.decode(), parse_constant=refuse_constant)
+        return decoder.decode(body.decode())
     except (ValueError, RecursionError):
         raise HTTPError(400, "body: must be JSON in UTF-8") from None
-
-
-def refuse_constant(name):
-    """Refuse NaN and Infinity, which Python's decoder takes and JSON does not know."""
-    raise ValueError(name)

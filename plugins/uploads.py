@@ -16,18 +16,16 @@ header line does, and stand in any order.
 
 import csv
 import io
-import json
 import re
 from functools import partial
 
 from bottle import HTTPError
 
-from plugins.bodies import JSON_TYPE, MAX_INTEGER, content_type, convert, fields, integers, read_body, refuse_constant
+from plugins.bodies import JSON_TYPE, MAX_INTEGER, content_type, convert, decoder, fields, integers, read_body
 
 CSV_TYPE = "text/csv"
 DIGITS = re.compile(r"[0-9]{1,30}")
 NEITHER = "Content-Type must be application/json or text/csv"
-decoder = json.JSONDecoder(parse_constant=refuse_constant)
 
 
 class Upload(dict):

@@ -1,0 +1,2601 @@
+"""What the car dealer API answers, chapter by chapter in the order of its contract.
+
+Every test that touches a database runs on SQLite, and on PostgreSQL too where the environment names an empty one that
+has "test" in its name (all that it holds is dropped)::
+
+    TEST_DATABASE_URL=postgresql://postgres@127.0.0.1/dealer_test python -m pytest -W error
+
+Requests go through WebTest; what only a real server shows goes to a process of its own, over sockets.
+"""
+
+import ast
+import base64
+import csv
+import hashlib
+import hmac
+import http.client
+import json
+import logging
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+import unicodedata
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import fields
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import quote
+
+import argon2
+import bottle
+import jwt
+import pytest
+import sqlalchemy
+from bottle import Bottle, HTTPError, PluginError
+from sqlalchemy.pool import NullPool
+
+import dealer
+from plugins.access import AccessPlugin
+from plugins.answers import Answer, AnswersPlugin
+from plugins.bodies import BodiesPlugin, Number, Record, Text
+from plugins.identity import IdentityPlugin
+from plugins.storage import Database, StoragePlugin
+
+with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # WebOb imports `cgi`, on its way out
+    from webtest import TestApp, TestResponse
+
+HERE = Path(__file__).resolve().parent
+SECRET = "a secret of more than thirty-two bytes"
+USERNAME, PASSWORD = "alice", "warik"
+CAR = {"max_speed": 280, "distance": 400, "handler": "Auto Motors", "stock": "Germany"}
+OTHER_CAR = {"max_speed": 210, "distance": 999, "handler": "Second Hand", "stock": "Sweden"}
+MIB = 1024 * 1024
+
+with open(HERE / "samples" / "cars.csv", encoding="utf-8", newline="") as file:
+    LINES = [
+        {**line, "max_speed": int(line["max_speed"]), "distance": int(line["distance"])}
+        for line in csv.DictReader(file)
+    ]
+SAMPLES = {line["mark"]: line for line in reversed(LINES)}  # of a mark that occurs twice the first line stays
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Assertions
+# ----------------------------------------------------------------------------------------------------------------------
+
+LEAK = re.compile(r"Traceback|File \"|\.py\b|SELECT |INSERT |UPDATE |sqlite|psycopg|sqlalchemy|msgspec|/home/|/tmp/")
+BEARER, INVALID_TOKEN = "Bearer", 'Bearer error="invalid_token"'
+
+
+def assert_json(answer, status, body):
+    """Compare a whole answer, and what all answers have in common."""
+    assert (answer.status_int, answer.json) == (status, body)
+    assert answer.headers["Content-Type"] == "application/json"
+    assert answer.headers["X-Content-Type-Options"] == "nosniff"
+    assert re.fullmatch(r"[A-Za-z0-9._-]{1,128}", answer.headers["X-Request-ID"])
+
+
+def assert_error(answer, status, sentence):
+    """Compare a refusal: every one is JSON, one sentence under one key, and tells nothing of the inside."""
+    assert_json(answer, status, {"Error": sentence})
+    assert re.fullmatch(r"\S[^\n]*\S", sentence)
+    assert not LEAK.search(answer.text)
+
+
+def assert_headers(answer, **headers):
+    """Compare some headers of an answer; their names are written with underscores."""
+    assert {name: answer.headers.get(name.replace("_", "-")) for name in headers} == headers
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Requests
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def at(mark):
+    """Give the path of a car."""
+    return "/auto/" + quote(mark, safe="")
+
+
+def send(client, method, path, body=b"", content_type="application/json", **headers):
+    """Send a request just as it is given, also one that no well-behaved client sends."""
+    headers = {name.replace("_", "-"): value for name, value in headers.items()}
+    if content_type is not None:
+        headers["Content-Type"] = content_type
+    body = body if isinstance(body, bytes) else body.encode()
+    return client.request(path, method=method, body=body, headers=headers, status="*")
+
+
+def raw_object(defaults, changes):
+    """Give a JSON object as text, its values written in JSON already; a value of None leaves its name out."""
+    members = {**{name: json.dumps(value) for name, value in defaults.items()}, **changes}
+    return "{" + ", ".join(f'"{name}": {value}' for name, value in members.items() if value is not None) + "}"
+
+
+def raw_car(**changes):
+    """Give the body of a car, with some values in JSON of their own."""
+    return raw_object(CAR, changes)
+
+
+def raw_credentials(**changes):
+    """Give the body of a login, with some values in JSON of their own."""
+    return raw_object({"username": USERNAME, "password": PASSWORD}, changes)
+
+
+def table(*rows):
+    """Give the parameters of rows whose first value is also their id, where it can be."""
+    return [pytest.param(*row, id=ascii(row[0])[:40]) for row in rows]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Fixtures
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+class Store:
+    """A database as another program sees it, for what HTTP cannot show."""
+
+    def __init__(self, url):
+        self.url = dealer.database_url(url)
+        self.name = sqlalchemy.make_url(self.url).get_backend_name()
+        self.engine = sqlalchemy.create_engine(self.url, poolclass=NullPool if self.name == "sqlite" else None)
+        if self.name == "sqlite":
+            sqlalchemy.event.listen(self.engine, "connect", hurry)
+
+    def query(self, sql, **values):
+        """Give the rows of a query as dictionaries."""
+        with self.engine.connect() as connection:
+            return [dict(row) for row in connection.execute(sqlalchemy.text(sql), values).mappings()]
+
+    def execute(self, *statements, **values):
+        """Change the database, all in one transaction."""
+        with self.engine.begin() as connection:
+            for sql in statements:
+                connection.execute(sqlalchemy.text(sql), values)
+
+    def insert(self, table, row):
+        """Insert a row."""
+        self.execute(f"INSERT INTO {table} ({', '.join(row)}) VALUES ({', '.join(':' + name for name in row)})", **row)
+
+    def tables(self):
+        """Give the names of all tables but that of the schema's version."""
+        if self.name == "sqlite":
+            found = self.query("SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite%'")
+        else:
+            found = self.query("SELECT tablename AS name FROM pg_tables WHERE schemaname = 'public'")
+        return {row["name"] for row in found} - {"schema_version"}
+
+    def contents(self):
+        """Give all that is stored, but for the failed logins, which are only counted."""
+        return {name: self.query(f"SELECT * FROM {name}") for name in self.tables() - {"failures"}}
+
+    def empty(self):
+        """Delete every row."""
+        self.execute(*[f"DELETE FROM {name}" for name in self.tables()])
+
+
+def hurry(connection, record):
+    """Spare the tests' own changes to an SQLite database the wait for the disk."""
+    connection.execute("PRAGMA synchronous=OFF")
+
+
+def sqlite_store(folder):
+    """Give a database that does not exist yet."""
+    return Store(f"sqlite:///{folder / 'dealer.db'}")
+
+
+DATABASES = ["sqlite", "postgresql"] if os.environ.get("TEST_DATABASE_URL") else ["sqlite"]
+
+
+@pytest.fixture(scope="module", params=DATABASES)
+def store(request, tmp_path_factory):
+    """The database of the module, at first without a table."""
+    if request.param == "sqlite":
+        yield sqlite_store(tmp_path_factory.mktemp("database"))
+        return
+    store = Store(os.environ["TEST_DATABASE_URL"])
+    assert "test" in store.engine.url.database, "TEST_DATABASE_URL must name a database for tests"
+    store.execute("DROP SCHEMA public CASCADE", "CREATE SCHEMA public")
+    yield store
+    store.engine.dispose()
+
+
+@pytest.fixture
+def database(store):
+    """A database without a row."""
+    store.empty()
+    return store
+
+
+@pytest.fixture
+def make_app(database):
+    """Give a function that builds an application, with some settings of its own; all are closed after the test."""
+    with ExitStack() as apps:
+        yield lambda **settings: apps.enter_context(open_app(database, **settings))
+
+
+@contextmanager
+def open_app(database, **settings):
+    """Give an application over a database, and close it after."""
+    settings = {"database_url": database.url, "jwt_secret": SECRET, **settings}
+    with closing(dealer.create_app(dealer.Settings(**settings))) as app:
+        yield app
+
+
+@pytest.fixture
+def app(make_app):
+    """A fresh application over a database without a row."""
+    return make_app()
+
+
+@pytest.fixture
+def testapp(app):
+    """A client without a token."""
+    return TestApp(app)
+
+
+class Account(NamedTuple):
+    """An account as the database holds it, and a token of it."""
+
+    row: dict
+    token: str
+
+
+@pytest.fixture(scope="module")
+def account(tmp_path_factory):
+    """An account that registered and logged in over HTTP: once, since hashing takes its time."""
+    store = sqlite_store(tmp_path_factory.mktemp("account"))
+    with open_app(store) as app:
+        testapp = TestApp(app)
+        testapp.post_json("/register", {"username": USERNAME, "password": PASSWORD}, status=201)
+        token = testapp.post_json("/auth", {"username": USERNAME, "password": PASSWORD}).json["access_token"]
+    return Account(store.query("SELECT * FROM users")[0], token)
+
+
+@pytest.fixture(scope="module")
+def lasting_app(store):
+    """An application for all tests of the module that are not about itself, since opening one takes its time."""
+    with open_app(store) as app:
+        yield app
+
+
+@pytest.fixture
+def client(lasting_app, database, account):
+    """A client with a token of `account`, which is all that the database holds."""
+    database.insert("users", account.row)
+    client = TestApp(lasting_app)
+    client.authorization = ("Bearer", account.token)
+    return client
+
+
+@pytest.fixture
+def refused(client, database):
+    """A client with a token whose requests are all refused: after the test nothing may have changed."""
+    before = database.contents()
+    yield client
+    assert database.contents() == before
+
+
+@pytest.fixture
+def bmw(client):
+    """A client with a token, and one car in stock."""
+    client.post_json("/auto/BMW", CAR, status=201)
+    return client
+
+
+@pytest.fixture
+def stocked(client):
+    """A client with a token, and every car of the samples in stock."""
+    for mark, car in SAMPLES.items():
+        client.post_json(at(mark), car, status=201)
+    return client
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# A real server
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+class Server(NamedTuple):
+    """A server process, its port, and a token it takes."""
+
+    process: subprocess.Popen
+    port: int
+    token: str = ""
+
+    def request(self, method, path, body=None, **headers):
+        """Send a request over a connection of its own; a body that is no text or bytes goes as JSON."""
+        headers = {"Authorization": f"Bearer {self.token}", **headers}
+        if body is not None and not isinstance(body, (bytes, str)):
+            headers["Content-Type"], body = "application/json", json.dumps(body)
+        with closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)) as connection:
+            connection.request(method, path, body, headers)
+            return answer_of(connection.getresponse())
+
+    def send_bytes(self, *parts):
+        """Send bytes as they are, and give the first answer to them."""
+        with socket.create_connection(("127.0.0.1", self.port), timeout=30) as connection:
+            for part in parts:
+                connection.sendall(part)
+            with closing(http.client.HTTPResponse(connection)) as response:
+                response.begin()
+                return answer_of(response)
+
+    def at_once(self, *requests):
+        """Send requests in the same moment, and give their answers."""
+        barrier = threading.Barrier(len(requests))
+
+        def wait_and_send(arguments):
+            barrier.wait()
+            return self.request(*arguments)
+
+        with ThreadPoolExecutor(len(requests)) as pool:
+            return list(pool.map(wait_and_send, requests))
+
+
+def answer_of(response):
+    """Give the answer of a real server in the form that WebTest has for its own."""
+    return TestResponse(body=response.read(), status=response.status, headerlist=response.getheaders())
+
+
+def environment(**settings):
+    """Give this process' environment, with these settings and no others."""
+    names = {field.name.upper() for field in fields(dealer.Settings)}
+    return {**{name: value for name, value in os.environ.items() if name not in names}, **settings}
+
+
+def free_port():
+    """Give a port that nobody listens on now."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]
+
+
+def start_server(url, folder):
+    """Start the server, and wait until it takes connections."""
+    port = free_port()
+    command = [sys.executable, str(HERE / "dealer.py"), "--port", str(port)]
+    with open(folder / "server.log", "ab") as log:
+        process = subprocess.Popen(
+            command, stdout=log, stderr=log, env=environment(DATABASE_URL=url, JWT_SECRET=SECRET)
+        )
+    for _ in range(200):
+        try:
+            socket.create_connection(("127.0.0.1", port)).close()
+            return Server(process, port)
+        except ConnectionRefusedError:
+            if process.poll() is not None:
+                break
+            time.sleep(0.05)
+    process.kill()
+    process.wait()
+    pytest.fail("the server did not start:\n" + (folder / "server.log").read_text())
+
+
+@contextmanager
+def running_server(url, folder):
+    """Give a server that is ended after."""
+    server = start_server(url, folder)
+    try:
+        yield server
+    finally:
+        server.process.terminate()
+        try:
+            server.process.wait(15)
+        finally:
+            server.process.kill()
+            server.process.wait()
+
+
+@pytest.fixture(scope="module")
+def lasting_server(store, tmp_path_factory):
+    """A server that lasts for the module, since starting one takes its time."""
+    with running_server(store.url, tmp_path_factory.mktemp("server")) as server:
+        yield server
+
+
+@pytest.fixture
+def server(lasting_server, database, account):
+    """A server over a database that holds nothing but `account`."""
+    database.insert("users", account.row)
+    return lasting_server._replace(token=account.token)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Part 1: Accounts
+# ----------------------------------------------------------------------------------------------------------------------
+
+WRONG_LOGIN = "Invalid username or password"
+CREDENTIALS = {"username": USERNAME, "password": PASSWORD}
+
+
+@pytest.fixture
+def registered(testapp, database, account):
+    """A client without a token, of a server that knows `account`."""
+    database.insert("users", account.row)
+    return testapp
+
+
+def test_register_new_name(testapp):
+    answer = testapp.post_json("/register", CREDENTIALS, status=201)
+
+    assert_json(answer, 201, {"Message": "User created. Try to auth"})
+
+
+def test_register_taken_name_is_400(registered):
+    answer = registered.post_json("/register", {"username": USERNAME, "password": "another"}, status=400)
+
+    assert_error(answer, 400, "User already exists")
+
+
+def test_register_taken_name_keeps_the_password(registered):
+    registered.post_json("/register", {"username": USERNAME, "password": "another"}, status=400)
+
+    registered.post_json("/auth", CREDENTIALS, status=200)
+
+
+def test_names_differ_by_case(registered):
+    answer = registered.post_json("/register", {"username": "Alice", "password": "x"}, status=201)
+
+    assert_json(answer, 201, {"Message": "User created. Try to auth"})
+
+
+def test_log_in(registered):
+    answer = registered.post_json("/auth", CREDENTIALS, status=200)
+
+    assert_json(answer, 200, {"access_token": answer.json["access_token"], "token_type": "Bearer", "expires_in": 3600})
+    assert_headers(answer, Cache_Control="no-store")
+
+
+def test_token_opens_the_cars(registered):
+    token = registered.post_json("/auth", CREDENTIALS).json["access_token"]
+    registered.authorization = ("Bearer", token)
+
+    answer = registered.post_json("/auto/BMW", CAR, status=201)
+
+    assert_json(answer, 201, {"Message": "Auto created"})
+
+
+def test_token_is_a_jwt_of_the_account(account):
+    header = jwt.get_unverified_header(account.token)
+    claims = jwt.decode(account.token, SECRET, algorithms=["HS256"])
+
+    assert header["alg"] == "HS256"
+    assert claims["sub"] == USERNAME
+    assert type(claims["iat"]) is int
+    assert abs(claims["iat"] - time.time()) < 300
+    assert claims["exp"] - claims["iat"] == 3600
+
+
+def test_token_lives_as_long_as_set(make_app, database, account):
+    testapp = TestApp(make_app(jwt_ttl=60))
+    database.insert("users", account.row)
+
+    answer = testapp.post_json("/auth", CREDENTIALS, status=200)
+
+    claims = jwt.decode(answer.json["access_token"], SECRET, algorithms=["HS256"])
+    assert (answer.json["expires_in"], claims["exp"] - claims["iat"]) == (60, 60)
+
+
+@pytest.mark.parametrize(
+    ("username", "password"),
+    [
+        pytest.param(USERNAME, "wrong", id="wrong password"),
+        pytest.param(USERNAME, "WARIK", id="other case"),
+        pytest.param(USERNAME, "warik ", id="trailing space"),
+        pytest.param("bob", PASSWORD, id="unknown name"),
+        pytest.param("Alice", PASSWORD, id="name in other case"),
+    ],
+)
+def test_wrong_login_is_401(refused, username, password):
+    answer = refused.post_json("/auth", {"username": username, "password": password}, status=401)
+
+    assert_error(answer, 401, WRONG_LOGIN)
+    assert_headers(answer, WWW_Authenticate=BEARER)
+
+
+def test_wrong_password_and_unknown_name_look_alike(refused):
+    wrong = refused.post_json("/auth", {"username": USERNAME, "password": "wrong"}, status=401)
+    unknown = refused.post_json("/auth", {"username": "nobody", "password": "wrong"}, status=401)
+
+    for answer in (wrong, unknown):
+        answer.headers.pop("X-Request-ID")
+    assert (wrong.status, wrong.headerlist, wrong.body) == (unknown.status, unknown.headerlist, unknown.body)
+
+
+@pytest.mark.parametrize(
+    "username",
+    table(["a"], ["a" * 80], ["😀" * 80], ["e\u0301" * 80], ["Вася Пупкин"], ["a@b.c"], ["'; DROP TABLE users; --"]),
+)
+def test_username_that_is_fine(testapp, username):
+    testapp.post_json("/register", {"username": username, "password": "x"}, status=201)
+
+    testapp.post_json("/auth", {"username": username, "password": "x"}, status=200)
+
+
+PASSWORDS = [" ", "\t\n", "p", "p" * 1024, "😀" * 1024, "e\u0301" * 1024, "пароль\u200b\x7f", "%s' OR 1=1"]
+
+
+@pytest.mark.parametrize("password", table(*[[password] for password in PASSWORDS]))
+def test_password_that_is_fine(testapp, password):
+    testapp.post_json("/register", {"username": "bob", "password": password}, status=201)
+
+    testapp.post_json("/auth", {"username": "bob", "password": password}, status=200)
+
+
+def test_long_password_counts_to_its_end(testapp):
+    testapp.post_json("/register", {"username": "bob", "password": "p" * 1024}, status=201)
+
+    answer = testapp.post_json("/auth", {"username": "bob", "password": "p" * 1023 + "q"}, status=401)
+
+    assert_error(answer, 401, WRONG_LOGIN)
+
+
+COMPOSED, DECOMPOSED = "\u0160koda", "S\u030ckoda"
+
+
+@pytest.mark.parametrize(("first", "second"), [(COMPOSED, DECOMPOSED), (DECOMPOSED, COMPOSED)])
+def test_both_unicode_forms_log_in(testapp, first, second):
+    testapp.post_json("/register", {"username": first, "password": first}, status=201)
+
+    answer = testapp.post_json("/auth", {"username": second, "password": second}, status=200)
+
+    assert jwt.decode(answer.json["access_token"], SECRET, algorithms=["HS256"])["sub"] == COMPOSED
+
+
+def test_name_in_the_other_unicode_form_is_taken(testapp):
+    testapp.post_json("/register", {"username": COMPOSED, "password": "x"}, status=201)
+
+    answer = testapp.post_json("/register", {"username": DECOMPOSED, "password": "x"}, status=400)
+
+    assert_error(answer, 400, "User already exists")
+
+
+def test_password_is_stored_as_argon2id(testapp, database):
+    testapp.post_json("/register", CREDENTIALS, status=201)
+
+    stored = database.query("SELECT password FROM users")[0]["password"]
+    assert stored.startswith("$argon2id$v=19$m=19456,t=2,p=1$")
+
+
+def test_same_password_is_stored_differently(testapp, database):
+    testapp.post_json("/register", {"username": "alice", "password": "same"}, status=201)
+    testapp.post_json("/register", {"username": "bob", "password": "same"}, status=201)
+
+    first, second = database.query("SELECT password FROM users")
+    assert first != second
+
+
+@pytest.fixture
+def old_hash(database, account, app):
+    """The hash that `account` has, made with older parameters."""
+    weak = argon2.PasswordHasher(time_cost=1, memory_cost=1024, parallelism=1).hash(PASSWORD)
+    database.insert("users", {**account.row, "password": weak})
+    return weak
+
+
+def test_login_renews_an_older_hash(testapp, database, old_hash):
+    testapp.post_json("/auth", CREDENTIALS, status=200)
+
+    stored = database.query("SELECT password FROM users")[0]["password"]
+    assert stored.startswith("$argon2id$v=19$m=19456,t=2,p=1$")
+    assert argon2.PasswordHasher().verify(stored, PASSWORD)
+
+
+def test_wrong_login_keeps_an_older_hash(testapp, database, old_hash):
+    testapp.post_json("/auth", {"username": USERNAME, "password": "wrong"}, status=401)
+
+    assert database.query("SELECT password FROM users") == [{"password": old_hash}]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Part 1: Tokens
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def encoded(part):
+    """Give a part of a JWT."""
+    data = part if isinstance(part, bytes) else json.dumps(part).encode()
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
+
+
+def forged(claims, header=None, secret=SECRET, digest=hashlib.sha256):
+    """Give a token with a header and a signature of any kind."""
+    signed = encoded({"alg": "HS256", "typ": "JWT"} if header is None else header) + "." + encoded(claims)
+    return signed + "." + encoded(hmac.new(secret.encode(), signed.encode(), digest).digest())
+
+
+def claims_of(account):
+    """Give the claims of the account's token."""
+    return jwt.decode(account.token, options={"verify_signature": False})
+
+
+def changed(account, **claims):
+    """Give a token of the account, signed rightly, with some claims changed; None leaves one out."""
+    merged = {**claims_of(account), **claims}
+    return forged({name: value for name, value in merged.items() if value is not None})
+
+
+def swapped(token, part, replacement):
+    """Give a token with one of its three parts replaced."""
+    parts = token.split(".")
+    parts[part] = replacement(parts[part])
+    return ".".join(parts)
+
+
+def flipped(text):
+    """Give a text with its first character changed."""
+    return ("B" if text[0] == "A" else "A") + text[1:]
+
+
+@pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER", "JWT", "jwt", "Jwt"])
+def test_scheme_that_is_fine(client, account, scheme):
+    answer = client.get("/stock", headers={"Authorization": f"{scheme} {account.token}"}, status=400)
+
+    assert_error(answer, 400, "No one autos found in DataBase")
+
+
+def test_forged_token_opens_where_it_is_right(client, account):
+    token = forged(claims_of(account))
+
+    answer = client.get("/stock", headers={"Authorization": f"Bearer {token}"}, status=400)
+
+    assert_error(answer, 400, "No one autos found in DataBase")
+
+
+def test_token_missing_is_401(testapp):
+    answer = testapp.get("/stock", status=401)
+
+    assert_error(answer, 401, "Token is missing")
+    assert_headers(answer, WWW_Authenticate=BEARER)
+
+
+@pytest.mark.parametrize(
+    "authorization", table(["Basic YWxpY2U6d2FyaWs="], ["Digest x"], [""], ["Bearers x.y.z"], ["token x.y.z"])
+)
+def test_other_scheme_is_401(refused, authorization):
+    answer = refused.get("/stock", headers={"Authorization": authorization}, status=401)
+
+    assert_error(answer, 401, "Token is missing")
+    assert_headers(answer, WWW_Authenticate=BEARER)
+
+
+NOW = int(time.time())
+BAD_TOKENS = {
+    "scheme alone": lambda account: "",
+    "blank": lambda account: "   ",
+    "garbage": lambda account: "garbage",
+    "two dots": lambda account: "..",
+    "not ASCII": lambda account: "é.é.é",
+    "10 KB": lambda account: "x" * 10240,
+    "10 KB of dots": lambda account: "." * 10240,
+    "10 KB of payload": lambda account: forged({"sub": "x" * 10240, "iat": NOW, "exp": NOW + 60}),
+    "two parts": lambda account: account.token.rpartition(".")[0],
+    "four parts": lambda account: account.token + ".x",
+    "sent twice": lambda account: f"{account.token}, Bearer {account.token}",
+    "followed by more": lambda account: account.token + " x",
+    "quoted": lambda account: f'"{account.token}"',
+    "alg none": lambda account: forged(claims_of(account), {"alg": "none"}).rpartition(".")[0] + ".",
+    "alg None": lambda account: forged(claims_of(account), {"alg": "None"}).rpartition(".")[0] + ".",
+    "alg none, but signed": lambda account: forged(claims_of(account), {"alg": "none"}),
+    "alg missing": lambda account: forged(claims_of(account), {"typ": "JWT"}),
+    "alg null": lambda account: forged(claims_of(account), {"alg": None}),
+    "alg a list": lambda account: forged(claims_of(account), {"alg": ["HS256"]}),
+    "HS512": lambda account: forged(claims_of(account), {"alg": "HS512"}, digest=hashlib.sha512),
+    "HS384": lambda account: forged(claims_of(account), {"alg": "HS384"}, digest=hashlib.sha384),
+    "RS256, signed with HMAC": lambda account: forged(claims_of(account), {"alg": "RS256"}),
+    "ES256, signed with HMAC": lambda account: forged(claims_of(account), {"alg": "ES256"}),
+    "critical extension": lambda account: forged(claims_of(account), {"alg": "HS256", "crit": ["x"], "x": 1}),
+    "header no object": lambda account: forged(claims_of(account), []),
+    "header not JSON": lambda account: forged(claims_of(account), b"{"),
+    "other secret": lambda account: forged(claims_of(account), secret="another secret of thirty-two bytes"),
+    "empty secret": lambda account: forged(claims_of(account), secret=""),
+    "payload tampered": lambda account: swapped(account.token, 1, lambda _: encoded({"sub": "bob"})),
+    "signature tampered": lambda account: swapped(account.token, 2, flipped),
+    "signature empty": lambda account: swapped(account.token, 2, lambda _: ""),
+    "signature short": lambda account: swapped(account.token, 2, lambda text: text[:-4]),
+    "payload no object": lambda account: forged([1]),
+    "payload not JSON": lambda account: forged(b"{"),
+    "payload empty": lambda account: forged({}),
+    "expired": lambda account: changed(account, iat=NOW - 3601, exp=NOW - 1),
+    "without exp": lambda account: changed(account, exp=None),
+    "without iat": lambda account: changed(account, iat=None),
+    "without sub": lambda account: changed(account, sub=None),
+    "exp null": lambda account: forged({**claims_of(account), "exp": None}),
+    "exp a text": lambda account: changed(account, exp="tomorrow"),
+    "exp a list": lambda account: changed(account, exp=[NOW + 60]),
+    "exp negative": lambda account: changed(account, exp=-1),
+    "exp infinite": lambda account: changed(account, exp=float("inf")),
+    "exp no number": lambda account: changed(account, exp=float("nan")),
+    "iat a text": lambda account: changed(account, iat="now"),
+    "iat in the future": lambda account: changed(account, iat=NOW + 86400, exp=NOW + 90000),
+    "nbf in the future": lambda account: changed(account, nbf=NOW + 86400),
+    "sub a number": lambda account: changed(account, sub=1),
+    "sub a list": lambda account: changed(account, sub=[USERNAME]),
+    "sub null": lambda account: forged({**claims_of(account), "sub": None}),
+    "sub empty": lambda account: changed(account, sub=""),
+    "sub with NUL": lambda account: changed(account, sub="alice\0"),
+    "sub a lone surrogate": lambda account: changed(account, sub="\ud800"),
+    "sub in other case": lambda account: changed(account, sub="Alice"),
+    "unknown account": lambda account: changed(account, sub="nobody"),
+}
+
+
+@pytest.mark.parametrize("make", [pytest.param(make, id=name) for name, make in BAD_TOKENS.items()])
+def test_bad_token_is_401(refused, account, make):
+    answer = refused.get("/stock", headers={"Authorization": "Bearer " + make(account)}, status=401)
+
+    assert_error(answer, 401, "Token is invalid or expired")
+    assert_headers(answer, WWW_Authenticate=INVALID_TOKEN)
+
+
+def test_token_ends_when_its_time_is_over(make_app, database, account):
+    client = TestApp(make_app())
+    database.insert("users", account.row)
+    client.authorization = ("Bearer", changed(account, exp=int(time.time()) + 2))
+    client.get("/stock", status=400)
+
+    time.sleep(2.1)
+
+    assert_error(client.get("/stock", status=401), 401, "Token is invalid or expired")
+
+
+def test_token_ends_with_its_account(client, database):
+    client.get("/stock", status=400)
+    database.execute("DELETE FROM users")
+
+    answer = client.get("/stock", status=401)
+
+    assert_error(answer, 401, "Token is invalid or expired")
+    assert_headers(answer, WWW_Authenticate=INVALID_TOKEN)
+
+
+def test_token_of_an_earlier_account_of_that_name_is_401(client, database):
+    database.execute("DELETE FROM users")
+    TestApp(client.app).post_json("/register", CREDENTIALS, status=201)
+
+    answer = client.get("/stock", status=401)
+
+    assert_error(answer, 401, "Token is invalid or expired")
+
+
+PUBLIC = {
+    ("POST", "/register"),
+    ("POST", "/auth"),
+    ("GET", "/openapi.json"),
+    ("GET", "/docs"),
+    ("GET", "/"),
+    ("GET", "/health"),
+}
+
+
+def example_of(rule):
+    """Give a path that a rule matches."""
+    return re.sub(r"<[^>]+>", "x", rule)
+
+
+def test_every_route_that_is_not_public_asks_for_a_token(app):
+    protected = [route for route in app.routes if (route.method, route.rule) not in PUBLIC]
+    testapp = TestApp(app)
+
+    statuses = {
+        (route.method, route.rule): send(testapp, route.method, example_of(route.rule)).status_int
+        for route in protected
+        if not route.rule.startswith("/docs/")
+    }
+
+    assert len(statuses) >= 5
+    assert set(statuses.values()) == {401}, statuses
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Part 1: Cars
+# ----------------------------------------------------------------------------------------------------------------------
+
+NOT_FOUND = "Auto with that mark not found"
+
+
+def test_find_auto(bmw):
+    answer = bmw.get("/auto/BMW", status=200)
+
+    assert_json(answer, 200, {"mark": "BMW", **CAR})
+    assert_headers(answer, Cache_Control="private, no-cache")
+
+
+def test_find_unknown_mark_is_404(client):
+    answer = client.get("/auto/BMW", status=404)
+
+    assert_error(answer, 404, NOT_FOUND)
+
+
+def test_create_auto(client):
+    answer = client.post_json("/auto/BMW", CAR, status=201)
+
+    assert_json(answer, 201, {"Message": "Auto created"})
+    assert_headers(answer, Location="/auto/BMW")
+
+
+def test_create_known_mark_is_400(bmw):
+    answer = bmw.post_json("/auto/BMW", OTHER_CAR, status=400)
+
+    assert_error(answer, 400, "Auto with that mark exists")
+
+
+def test_create_known_mark_keeps_the_car(bmw):
+    bmw.post_json("/auto/BMW", OTHER_CAR, status=400)
+
+    assert bmw.get("/auto/BMW").json == {"mark": "BMW", **CAR}
+
+
+def test_update_auto(bmw):
+    answer = bmw.put_json("/auto/BMW", OTHER_CAR, status=202)
+
+    assert_json(answer, 202, {"Message": "Auto updated"})
+
+
+def test_update_replaces_the_data(bmw):
+    bmw.put_json("/auto/BMW", OTHER_CAR, status=202)
+
+    assert bmw.get("/auto/BMW").json == {"mark": "BMW", **OTHER_CAR}
+
+
+def test_update_to_the_same_data(bmw):
+    answer = bmw.put_json("/auto/BMW", CAR, status=202)
+
+    assert_json(answer, 202, {"Message": "Auto updated"})
+
+
+def test_update_changes_no_other_car(bmw):
+    bmw.post_json("/auto/Audi", CAR, status=201)
+
+    bmw.put_json("/auto/BMW", OTHER_CAR, status=202)
+
+    assert bmw.get("/auto/Audi").json == {"mark": "Audi", **CAR}
+
+
+def test_update_unknown_mark_is_404(refused):
+    answer = refused.put_json("/auto/BMW", CAR, status=404)
+
+    assert_error(answer, 404, NOT_FOUND)
+
+
+def test_delete_auto(bmw):
+    answer = bmw.delete("/auto/BMW", status=202)
+
+    assert_json(answer, 202, {"Message": "Auto deleted"})
+
+
+def test_deleted_auto_is_gone(bmw):
+    bmw.delete("/auto/BMW", status=202)
+
+    assert_error(bmw.get("/auto/BMW", status=404), 404, NOT_FOUND)
+
+
+def test_delete_deletes_no_other_car(bmw):
+    bmw.post_json("/auto/Audi", CAR, status=201)
+
+    bmw.delete("/auto/BMW", status=202)
+
+    assert bmw.get("/stock").json == [{"mark": "Audi", **CAR}]
+
+
+def test_delete_unknown_mark_is_404(refused):
+    answer = refused.delete("/auto/BMW", status=404)
+
+    assert_error(answer, 404, NOT_FOUND)
+
+
+def test_deleted_mark_can_be_created_again(bmw):
+    bmw.delete("/auto/BMW", status=202)
+
+    bmw.post_json("/auto/BMW", OTHER_CAR, status=201)
+
+    assert bmw.get("/auto/BMW").json == {"mark": "BMW", **OTHER_CAR}
+
+
+def test_stock_without_a_car_is_400(client):
+    answer = client.get("/stock", status=400)
+
+    assert_error(answer, 400, "No one autos found in DataBase")
+
+
+def test_stock_after_the_last_car_is_400(bmw):
+    bmw.delete("/auto/BMW", status=202)
+
+    assert_error(bmw.get("/stock", status=400), 400, "No one autos found in DataBase")
+
+
+def test_stock_lists_whole_cars(bmw):
+    answer = bmw.get("/stock", status=200)
+
+    assert_json(answer, 200, [{"mark": "BMW", **CAR}])
+    assert_headers(answer, Cache_Control="private, no-cache")
+
+
+def test_stock_is_ordered_by_code_point(client):
+    marks = ["a", "B", "b", "Z", "_", "10", "9", "Ä", "ä", "Ж", "宝马", "\ufffd", "😀", "A b", "A-b", "Ab"]
+    for mark in marks:
+        client.post_json(at(mark), CAR, status=201)
+
+    answer = client.get("/stock", status=200)
+
+    assert [car["mark"] for car in answer.json] == sorted(marks)
+
+
+# The samples, and marks as people write them
+
+
+def test_samples_hold_one_mark_twice():
+    assert (len(LINES), len(SAMPLES)) == (103, 102)
+
+
+def test_samples_from_registration_to_an_empty_stock(testapp):
+    testapp.post_json("/register", CREDENTIALS, status=201)
+    token = testapp.post_json("/auth", CREDENTIALS, status=200).json["access_token"]
+    testapp.authorization = ("JWT", token)
+
+    created = [(line["mark"], testapp.post_json(at(line["mark"]), line, status="*").status_int) for line in LINES]
+    read = [testapp.get(at(mark)).json for mark in SAMPLES]
+    listed = testapp.get("/stock").json
+    updated = [testapp.put_json(at(mark), OTHER_CAR).status_int for mark in SAMPLES]
+    relisted = testapp.get("/stock").json
+    deleted = [testapp.delete(at(mark)).status_int for mark in SAMPLES]
+
+    assert [mark for mark, status in created if status != 201] == ["Kia e-Soul 64 kWh"]
+    assert read == list(SAMPLES.values())
+    assert listed == [SAMPLES[mark] for mark in sorted(SAMPLES)]
+    assert updated == [202] * 102
+    assert relisted == [{"mark": mark, **OTHER_CAR} for mark in sorted(SAMPLES)]
+    assert deleted == [202] * 102
+    assert_error(testapp.get("/stock", status=400), 400, "No one autos found in DataBase")
+
+
+def test_second_sample_of_one_mark_is_400(client):
+    first, second = (line for line in LINES if line["mark"] == "Kia e-Soul 64 kWh")
+    client.post_json(at(first["mark"]), first, status=201)
+
+    answer = client.post_json(at(second["mark"]), second, status=400)
+
+    assert_error(answer, 400, "Auto with that mark exists")
+
+
+MARKS = [
+    "BMW",
+    "VW Golf 1.9 TDI/4Motion",
+    "Lada Нива (2121)",
+    "宝马 3系",
+    "100% electric",
+    "100%25 electric",
+    "%2F",
+    COMPOSED,
+    "/leading slash",
+    "//two slashes",
+    "trailing slash/",
+    "/",
+    "../up",
+    "a/../b",
+    "...",
+    ".a",
+    "Citroën C4;2020",
+    "what?",
+    "a&b=c",
+    "a+b",
+    "a b",
+    "#1",
+    "😀 Emoji 👨\u200d👩\u200d👧",
+    "می\u200cخواهم",
+    'quoted "mark"',
+    "it's",
+    "'; DROP TABLE autos; --",
+    "<b>bold</b>",
+    "back\\slash",
+    "{mark}",
+    "%s %(x)s :mark",
+    "a_b%",
+    "null",
+    "0",
+    "x" * 255,
+    "😀" * 255,
+    "\u00e9" * 255,
+]
+
+
+@pytest.mark.parametrize("mark", table(*[[mark] for mark in MARKS]))
+def test_mark_as_people_write_it(client, mark):
+    created = client.post_json(at(mark), CAR, status=201)
+
+    assert_json(client.get(created.location, status=200), 200, {"mark": mark, **CAR})
+    assert_json(client.get("/stock", status=200), 200, [{"mark": mark, **CAR}])
+    assert_json(client.put_json(at(mark), OTHER_CAR, status=202), 202, {"Message": "Auto updated"})
+    assert_json(client.delete(at(mark), status=202), 202, {"Message": "Auto deleted"})
+
+
+@pytest.mark.parametrize("mark", ["VW Golf 1.9 TDI/4Motion", "/leading", "trailing/", "a//b"])
+def test_slash_is_the_same_plain_and_encoded(client, mark):
+    client.post_json("/auto/" + quote(mark, safe=""), CAR, status=201)
+
+    assert_json(client.get("/auto/" + quote(mark, safe="/"), status=200), 200, {"mark": mark, **CAR})
+
+
+def test_plus_in_a_path_is_no_space(client):
+    client.post_json("/auto/a+b", CAR, status=201)
+
+    assert_json(client.get("/auto/a%2Bb", status=200), 200, {"mark": "a+b", **CAR})
+    assert_error(client.get("/auto/a%20b", status=404), 404, NOT_FOUND)
+
+
+def test_marks_differ_by_case(bmw):
+    assert_error(bmw.get("/auto/bmw", status=404), 404, NOT_FOUND)
+
+
+@pytest.mark.parametrize(("first", "second"), [(COMPOSED, DECOMPOSED), (DECOMPOSED, COMPOSED)])
+def test_both_unicode_forms_are_one_car(client, first, second):
+    client.post_json(at(first), CAR, status=201)
+
+    assert_error(client.post_json(at(second), CAR, status=400), 400, "Auto with that mark exists")
+    assert_json(client.get(at(second), status=200), 200, {"mark": COMPOSED, **CAR})
+
+
+def test_location_names_the_mark_as_it_is_stored(client):
+    answer = client.post_json(at(DECOMPOSED + "/1"), CAR, status=201)
+
+    assert_headers(answer, Location="/auto/%C5%A0koda%2F1")
+
+
+def test_texts_are_stored_in_one_unicode_form(client):
+    client.post_json("/auto/x", {**CAR, "handler": DECOMPOSED, "stock": DECOMPOSED}, status=201)
+
+    answer = client.get("/auto/x")
+
+    assert (answer.json["handler"], answer.json["stock"]) == (COMPOSED, COMPOSED)
+
+
+def test_mark_is_measured_in_its_stored_form(client):
+    client.post_json(at("e\u0301" * 255), CAR, status=201)
+
+    assert client.get("/stock").json == [{"mark": "\u00e9" * 255, **CAR}]
+
+
+# The method in a header
+
+
+def test_post_with_override_put_updates(bmw):
+    answer = bmw.post_json("/auto/BMW", OTHER_CAR, headers={"X-HTTP-Method-Override": "PUT"}, status=202)
+
+    assert_json(answer, 202, {"Message": "Auto updated"})
+    assert bmw.get("/auto/BMW").json == {"mark": "BMW", **OTHER_CAR}
+
+
+def test_post_with_override_put_of_unknown_mark_is_404(refused):
+    answer = refused.post_json("/auto/BMW", CAR, headers={"X-HTTP-Method-Override": "PUT"}, status=404)
+
+    assert_error(answer, 404, NOT_FOUND)
+
+
+def test_post_with_override_delete_deletes(bmw):
+    answer = bmw.post("/auto/BMW", headers={"X-HTTP-Method-Override": "DELETE"}, status=202)
+
+    assert_json(answer, 202, {"Message": "Auto deleted"})
+    assert_error(bmw.get("/auto/BMW", status=404), 404, NOT_FOUND)
+
+
+@pytest.mark.parametrize("method", ["GET", "POST", "HEAD", "OPTIONS", "FETCH", "PUT, DELETE"])
+def test_override_with_another_value_is_400(refused, method):
+    answer = send(refused, "POST", "/auto/BMW", raw_car(), X_HTTP_Method_Override=method)
+
+    assert_error(answer, 400, answer.json["Error"])
+
+
+@pytest.mark.parametrize("method", ["GET", "PUT", "DELETE"])
+def test_override_on_another_method_is_400(refused, method):
+    answer = send(refused, method, "/auto/BMW", raw_car(), X_HTTP_Method_Override="PUT")
+
+    assert_error(answer, 400, answer.json["Error"])
+
+
+def test_override_needs_a_token(testapp):
+    answer = send(testapp, "POST", "/auto/BMW", raw_car(), X_HTTP_Method_Override="PUT")
+
+    assert_error(answer, 401, "Token is missing")
+
+
+def test_override_with_a_method_the_path_has_not_is_405(refused):
+    answer = send(refused, "POST", "/auth", raw_credentials(), X_HTTP_Method_Override="DELETE")
+
+    assert_error(answer, 405, "Method not allowed")
+
+
+# HEAD
+
+
+@pytest.mark.parametrize("path", ["/auto/BMW", "/stock"])
+def test_head_answers_as_get_without_the_body(bmw, path):
+    got, headed = bmw.get(path), bmw.head(path, status=200)
+
+    for answer in (got, headed):
+        answer.headers.pop("X-Request-ID")
+    assert (headed.headerlist, headed.body) == (got.headerlist, b"")
+
+
+def test_head_of_unknown_mark_is_404(client):
+    answer = client.head("/auto/BMW", status=404)
+
+    assert answer.body == b""
+
+
+def test_head_without_a_token_is_401(testapp):
+    answer = testapp.head("/stock", status=401)
+
+    assert_headers(answer, WWW_Authenticate=BEARER)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Part 1: Values
+# ----------------------------------------------------------------------------------------------------------------------
+
+NUMBER = "must be an integer from 0 to 9007199254740991"
+NOT_TEXT = "must be text"
+BLANK = "must not be blank"
+UNREADABLE = "must not hold control or format characters"
+SURROGATE = "must not hold lone surrogates"
+NOT_JSON = "body: must be JSON in UTF-8"
+
+
+def length(limit):
+    """Give the sentence for a text that is empty or too long."""
+    return f"must be text of 1 to {limit} characters"
+
+
+WRONG_NUMBERS = [
+    "true",
+    "false",
+    "null",
+    "280.5",
+    "280.0",
+    "-0.0",
+    "2e2",
+    "2E2",
+    "2e0",
+    "1e-1",
+    '"280"',
+    '""',
+    '"many"',
+    "[]",
+    "[280]",
+    "{}",
+    '{"value": 280}',
+    "-1",
+    "-9007199254740991",
+    "9007199254740992",
+    "9223372036854775808",
+    "18446744073709551616",
+    "1" + "0" * 30,
+    "-1" + "0" * 30,
+    "1" + "0" * 5000,
+    "1e400",
+    "-1e400",
+]
+NO_NUMBERS = ["NaN", "Infinity", "-Infinity", "0280", "+280", ".5", "5.", "0x118", "1_000", "280k", "None", "True", ""]
+WRONG_TYPES = ["true", "false", "null", "280", "0", "280.5", "[]", '["x"]', "{}", '{"x": "y"}']
+
+
+def wrong_texts(limit):
+    """Give texts that are refused wherever a text of `limit` characters is asked for, with the reason."""
+    unreadable = ["\0", "a\0b", "a\nb", "a\rb", "a\tb", "a\x1bb", "a\x7fb", "a\x85b", "a\u00adb", "a\u061cb"]
+    unreadable += ["a\u200bb", "a\u200eb", "a\u202eb", "a\u2060b", "a\ufeffb", "\ufeffa", "a\U000e0001b", "a\n"]
+    surrogates = ["\ud800", "a\udfffb", "\udc00\ud800"]
+    blank = [" ", "   ", "\u00a0", "\u2003\u3000", "\u2028"]
+    return [
+        ["", length(limit)],
+        ["x" * (limit + 1), length(limit)],
+        ["x" * 10000, length(limit)],
+        ["😀" * (limit + 1), length(limit)],
+        ["e\u0301" * (limit + 1), length(limit)],
+        ["\u0958" * (limit // 2 + 1), length(limit)],  # NFC makes two characters of each
+        *[[text, BLANK] for text in blank],
+        *[[text, UNREADABLE] for text in unreadable],
+        *[[text, SURROGATE] for text in surrogates],
+    ]
+
+
+@pytest.mark.parametrize("name", ["max_speed", "distance"])
+@pytest.mark.parametrize("value", table(*[[value] for value in WRONG_NUMBERS]))
+def test_wrong_number_is_400(refused, name, value):
+    answer = send(refused, "POST", "/auto/BMW", raw_car(**{name: value}))
+
+    assert_error(answer, 400, f"{name}: {NUMBER}")
+
+
+@pytest.mark.parametrize("name", ["max_speed", "handler"])
+@pytest.mark.parametrize("value", table(*[[value] for value in NO_NUMBERS]))
+def test_value_that_is_not_json_is_400(refused, name, value):
+    answer = send(refused, "POST", "/auto/BMW", raw_car(**{name: value}))
+
+    assert_error(answer, 400, NOT_JSON)
+
+
+@pytest.mark.parametrize("name", ["max_speed", "distance"])
+@pytest.mark.parametrize("value", [0, 1, 280, 2**31, 2**53 - 1])
+def test_number_that_is_fine(client, name, value):
+    client.post_json("/auto/BMW", {**CAR, name: value}, status=201)
+
+    assert_json(client.get("/auto/BMW"), 200, {"mark": "BMW", **CAR, name: value})
+
+
+@pytest.mark.parametrize("name", ["handler", "stock", "mark"])
+@pytest.mark.parametrize("value", table(*[[value] for value in WRONG_TYPES]))
+def test_text_of_another_type_is_400(refused, name, value):
+    answer = send(refused, "POST", "/auto/BMW", raw_car(**{name: value}))
+
+    assert_error(answer, 400, f"{name}: {NOT_TEXT}")
+
+
+@pytest.mark.parametrize("name", ["handler", "stock", "mark"])
+@pytest.mark.parametrize(("text", "sentence"), table(*wrong_texts(255)))
+def test_wrong_text_is_400(refused, name, text, sentence):
+    answer = refused.post_json("/auto/BMW", {**CAR, name: text}, status=400)
+
+    assert_error(answer, 400, f"{name}: {sentence}")
+
+
+@pytest.mark.parametrize("name", ["handler", "stock"])
+@pytest.mark.parametrize(
+    "text",
+    table(
+        ["x"],
+        ["x" * 255],
+        ["😀" * 255],
+        ["\u0958" * 127],
+        ["می\u200cخواهم"],
+        ["क्\u200dष"],
+        ["a\u2028b"],
+        ["Łódź & Sons, \"Ltd\" <x> 'y' \\ / ; --"],
+        ["\ufdd0"],
+        ["\U0010ffff"],
+    ),
+)
+def test_text_that_is_fine(client, name, text):
+    client.post_json("/auto/BMW", {**CAR, name: text}, status=201)
+
+    assert client.get("/auto/BMW").json[name] == unicodedata.normalize("NFC", text)
+
+
+def test_text_is_measured_in_its_stored_form(client):
+    client.post_json("/auto/BMW", {**CAR, "handler": "e\u0301" * 255}, status=201)
+
+    assert client.get("/auto/BMW").json["handler"] == "\u00e9" * 255
+
+
+WRONG_MARKS = [
+    [".", "must not be '.' or '..'"],
+    ["..", "must not be '.' or '..'"],
+    *[row for row in wrong_texts(255) if row[0] and row[1] != SURROGATE and len(row[0]) < 1000],
+]
+
+
+@pytest.mark.parametrize(("mark", "sentence"), table(*WRONG_MARKS))
+def test_wrong_mark_in_the_path_is_400(refused, mark, sentence):
+    answer = refused.get(at(mark), status=400)
+
+    assert_error(answer, 400, f"mark: {sentence}")
+
+
+@pytest.mark.parametrize("method", ["GET", "POST", "PUT", "DELETE"])
+def test_wrong_mark_is_400_with_every_method(refused, method):
+    answer = send(refused, method, "/auto/%20", raw_car())
+
+    assert_error(answer, 400, f"mark: {BLANK}")
+
+
+@pytest.mark.parametrize("path", ["/auto/%FF", "/auto/%FFbmw", "/auto/bmw%C3", "/auto/%ED%A0%80", "/auto/%C0%AF"])
+@pytest.mark.parametrize("method", ["GET", "POST", "PUT", "DELETE"])
+def test_path_that_is_not_utf8_is_400(refused, method, path):
+    answer = send(refused, method, path, raw_car())
+
+    assert_error(answer, 400, "path: must be UTF-8")
+
+
+def test_mark_in_the_body_may_repeat_that_of_the_path(client):
+    answer = client.post_json("/auto/BMW", {"mark": "BMW", **CAR}, status=201)
+
+    assert_json(answer, 201, {"Message": "Auto created"})
+
+
+def test_mark_in_the_body_may_be_in_another_unicode_form(client):
+    answer = client.post_json(at(COMPOSED), {"mark": DECOMPOSED, **CAR}, status=201)
+
+    assert_json(answer, 201, {"Message": "Auto created"})
+
+
+def test_what_get_gave_can_be_sent_back(bmw):
+    answer = bmw.put_json("/auto/BMW", bmw.get("/auto/BMW").json, status=202)
+
+    assert_json(answer, 202, {"Message": "Auto updated"})
+
+
+@pytest.mark.parametrize("mark", ["Audi", "bmw", "BMW ", "BMW/"])
+@pytest.mark.parametrize("method", ["POST", "PUT"])
+def test_another_mark_in_the_body_is_400(refused, method, mark):
+    answer = send(refused, method, "/auto/BMW", json.dumps({"mark": mark, **CAR}))
+
+    assert_error(answer, 400, "mark: must be the same as in the path")
+
+
+@pytest.mark.parametrize("name", CAR)
+@pytest.mark.parametrize("method", ["POST", "PUT"])
+def test_missing_field_is_400(refused, method, name):
+    answer = send(refused, method, "/auto/BMW", raw_car(**{name: None}))
+
+    assert_error(answer, 400, f"{name}: is missing")
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    table(
+        ["price", "price"],
+        ["Max_speed", "Max_speed"],
+        ["max_speed ", "max_speed "],
+        ["цвет", "цвет"],
+        ["x" * 200, "x" * 80],
+        ["a\nb\x00\u202ec\ud800", "abc"],
+        ["\u200b" * 200 + "x" * 100, "x" * 80],
+    ),
+)
+def test_unknown_field_is_400(refused, name, told):
+    answer = refused.post_json("/auto/BMW", {**CAR, name: 1}, status=400)
+
+    assert_error(answer, 400, f"{told}: unknown field")
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT"])
+def test_unknown_field_is_400_with_every_method(refused, method):
+    answer = send(refused, method, "/auto/BMW", raw_car(price="1"))
+
+    assert_error(answer, 400, "price: unknown field")
+
+
+def test_last_of_a_repeated_key_counts(client):
+    body = '{"max_speed": "fast", "max_speed": 1, ' + raw_car(max_speed="2")[1:]
+
+    answer = send(client, "POST", "/auto/BMW", body)
+
+    assert_json(answer, 201, {"Message": "Auto created"})
+    assert client.get("/auto/BMW").json == {"mark": "BMW", **CAR, "max_speed": 2}
+
+
+def test_last_of_a_repeated_key_is_refused(refused):
+    body = '{"max_speed": 1, ' + raw_car(max_speed='"fast"')[1:]
+
+    answer = send(refused, "POST", "/auto/BMW", body)
+
+    assert_error(answer, 400, f"max_speed: {NUMBER}")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("max_speed", "-1"), ("distance", "true"), ("handler", '" "'), ("stock", "null")]
+)
+def test_wrong_value_is_400_at_an_update(bmw, name, value):
+    answer = send(bmw, "PUT", "/auto/BMW", raw_car(**{name: value, "max_speed": value if name == "max_speed" else "1"}))
+
+    assert_error(answer, 400, answer.json["Error"])
+    assert answer.json["Error"].startswith(f"{name}: ")
+    assert bmw.get("/auto/BMW").json == {"mark": "BMW", **CAR}
+
+
+# Credentials
+
+PATHS_OF_CREDENTIALS = ["/register", "/auth"]
+
+
+@pytest.mark.parametrize("path", PATHS_OF_CREDENTIALS)
+@pytest.mark.parametrize(("username", "sentence"), table(*wrong_texts(80)))
+def test_wrong_username_is_400(refused, path, username, sentence):
+    answer = refused.post_json(path, {"username": username, "password": "x"}, status=400)
+
+    assert_error(answer, 400, f"username: {sentence}")
+
+
+@pytest.mark.parametrize("path", PATHS_OF_CREDENTIALS)
+@pytest.mark.parametrize(
+    ("password", "sentence"),
+    table(
+        ["", length(1024)],
+        ["x" * 1025, length(1024)],
+        ["😀" * 1025, length(1024)],
+        ["\u0958" * 513, length(1024)],
+        ["\0", "must not hold NUL"],
+        ["secret\0", "must not hold NUL"],
+        ["\ud800", SURROGATE],
+        ["a\udfffb", SURROGATE],
+    ),
+)
+def test_wrong_password_value_is_400(refused, path, password, sentence):
+    answer = refused.post_json(path, {"username": "bob", "password": password}, status=400)
+
+    assert_error(answer, 400, f"password: {sentence}")
+
+
+@pytest.mark.parametrize("path", PATHS_OF_CREDENTIALS)
+@pytest.mark.parametrize("name", ["username", "password"])
+@pytest.mark.parametrize("value", table(*[[value] for value in WRONG_TYPES]))
+def test_credentials_of_another_type_are_400(refused, path, name, value):
+    answer = send(refused, "POST", path, raw_credentials(**{name: value}))
+
+    assert_error(answer, 400, f"{name}: {NOT_TEXT}")
+
+
+@pytest.mark.parametrize("path", PATHS_OF_CREDENTIALS)
+@pytest.mark.parametrize("name", ["username", "password"])
+def test_missing_credentials_are_400(refused, path, name):
+    answer = send(refused, "POST", path, raw_credentials(**{name: None}))
+
+    assert_error(answer, 400, f"{name}: is missing")
+
+
+@pytest.mark.parametrize("path", PATHS_OF_CREDENTIALS)
+@pytest.mark.parametrize("name", ["email", "session", "is_admin", "Password"])
+def test_unknown_credentials_are_400(refused, path, name):
+    answer = send(refused, "POST", path, raw_credentials(**{name: "true"}))
+
+    assert_error(answer, 400, f"{name}: unknown field")
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Part 1: Errors
+# ----------------------------------------------------------------------------------------------------------------------
+
+NO_OBJECT = "body: must be a JSON object"
+MALFORMED_BODIES = {
+    "empty": (b"", "body: is missing"),
+    "blank": (b" \n ", NOT_JSON),
+    "a word": (b"hello", NOT_JSON),
+    "a form": (b"max_speed=280&distance=400", NOT_JSON),
+    "truncated": (raw_car()[:-1].encode(), NOT_JSON),
+    "truncated in a text": (b'{"max_speed": 280, "handler": "Aut', NOT_JSON),
+    "trailing comma": (raw_car().replace("}", ",}").encode(), NOT_JSON),
+    "trailing garbage": (raw_car().encode() + b" x", NOT_JSON),
+    "two objects": (raw_car().encode() * 2, NOT_JSON),
+    "single quotes": (raw_car().replace('"', "'").encode(), NOT_JSON),
+    "comment": (b"/* car */" + raw_car().encode(), NOT_JSON),
+    "raw line break in a text": (raw_car(handler='"a\nb"').encode(), NOT_JSON),
+    "raw NUL": (raw_car().encode() + b"\0", NOT_JSON),
+    "bad escape": (raw_car(handler=r'"\x41"').encode(), NOT_JSON),
+    "half an escape": (raw_car(handler=r'"\u12"').encode(), NOT_JSON),
+    "Latin-1": (raw_car(handler='"Citroën"').encode("latin-1"), NOT_JSON),
+    "UTF-8 of a surrogate": (raw_car(handler='"\ud800"').encode("utf-8", "surrogatepass"), NOT_JSON),
+    "overlong UTF-8": (b'{"\xc0\xaf": 1}', NOT_JSON),
+    "UTF-16": (raw_car().encode("utf-16"), NOT_JSON),
+    "UTF-16 without BOM": (raw_car().encode("utf-16-le"), NOT_JSON),
+    "UTF-32": (raw_car().encode("utf-32"), NOT_JSON),
+    "BOM": (raw_car().encode("utf-8-sig"), NOT_JSON),
+    "100,000 arrays": (b"[" * 100_000, NOT_JSON),
+    "100,000 arrays, closed": (b"[" * 100_000 + b"]" * 100_000, NOT_JSON),
+    "100,000 objects": (b'{"a":' * 100_000 + b"1" + b"}" * 100_000, NOT_JSON),
+    "array": (b"[]", NO_OBJECT),
+    "array of a car": (f"[{raw_car()}]".encode(), NO_OBJECT),
+    "text": (b'"max_speed"', NO_OBJECT),
+    "number": (b"280", NO_OBJECT),
+    "true": (b"true", NO_OBJECT),
+    "null": (b"null", NO_OBJECT),
+}
+BODIES = [pytest.param(body, sentence, id=name) for name, (body, sentence) in MALFORMED_BODIES.items()]
+
+
+@pytest.mark.parametrize(("body", "sentence"), BODIES)
+def test_malformed_body_is_400(refused, body, sentence):
+    answer = send(refused, "POST", "/auto/BMW", body)
+
+    assert_error(answer, 400, sentence)
+
+
+@pytest.mark.parametrize(("method", "path"), [("PUT", "/auto/BMW"), ("POST", "/register"), ("POST", "/auth")])
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"\xff"])
+def test_malformed_body_is_400_everywhere(refused, method, path, body):
+    answer = send(refused, method, path, body)
+
+    assert_error(answer, 400, answer.json["Error"])
+    assert answer.json["Error"].startswith("body: ")
+
+
+def test_body_missing_without_a_type_is_400(refused):
+    answer = send(refused, "POST", "/auto/BMW", b"", content_type=None)
+
+    assert_error(answer, 400, "body: is missing")
+
+
+@pytest.mark.parametrize(
+    "content_type",
+    [
+        "application/json",
+        "application/json; charset=utf-8",
+        "application/json;charset=UTF-8",
+        "Application/JSON",
+        "application/vnd.api+json",
+        "application/problem+json; x=y",
+    ],
+)
+def test_type_of_a_body_that_is_fine(client, content_type):
+    answer = send(client, "POST", "/auto/BMW", raw_car(), content_type=content_type)
+
+    assert_json(answer, 201, {"Message": "Auto created"})
+
+
+@pytest.mark.parametrize(
+    "content_type",
+    table(
+        [None],
+        [""],
+        ["text/plain"],
+        ["application/x-www-form-urlencoded"],
+        ["multipart/form-data; boundary=x"],
+        ["text/json"],
+        ["text/csv"],
+        ["application/jsonp"],
+        ["application/json-patch"],
+        ["application/json+xml"],
+        ["application/octet-stream"],
+        ["application/xjson"],
+        ["xapplication/json"],
+        ["application/+json"],
+        ["application/"],
+        ["json"],
+        ["*/*"],
+        ["text/plain; application/json"],
+        ["application/json, text/plain"],
+    ),
+)
+def test_another_type_of_a_body_is_415(refused, content_type):
+    answer = send(refused, "POST", "/auto/BMW", raw_car(), content_type=content_type)
+
+    assert_error(answer, 415, "Content-Type must be application/json")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("PUT", "/auto/BMW", raw_car()),
+        ("POST", "/register", raw_credentials()),
+        ("POST", "/auth", raw_credentials()),
+    ],
+)
+def test_another_type_of_a_body_is_415_everywhere(refused, method, path, body):
+    answer = send(refused, method, path, body, content_type="text/plain")
+
+    assert_error(answer, 415, "Content-Type must be application/json")
+
+
+def test_body_of_a_mebibyte_is_fine(client):
+    answer = send(client, "POST", "/auto/BMW", raw_car().rjust(MIB))
+
+    assert_json(answer, 201, {"Message": "Auto created"})
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("POST", "/auto/BMW", raw_car()),
+        ("PUT", "/auto/BMW", raw_car()),
+        ("POST", "/register", raw_credentials(username='"bob"')),
+        ("POST", "/auth", raw_credentials()),
+    ],
+)
+def test_body_over_a_mebibyte_is_413(refused, method, path, body):
+    answer = send(refused, method, path, body.ljust(MIB + 1))
+
+    assert_error(answer, 413, "Body is larger than 1048576 bytes")
+
+
+UNKNOWN_PATHS = ["/auto", "/auto/", "/stock/", "/nothing", "/stock/x", "/register/", "/auth/", "/Stock", "/stock%0A"]
+
+
+@pytest.mark.parametrize("path", [*UNKNOWN_PATHS, "/auto%00", "/<script>", "/%5C", "/auto%3Fx"])
+@pytest.mark.parametrize("method", ["GET", "POST", "PUT", "DELETE", "PATCH"])
+def test_unknown_path_is_404(refused, method, path):
+    answer = send(refused, method, path, raw_car())
+
+    assert_error(answer, 404, "Not found")
+
+
+def test_unknown_path_is_404_without_a_token(testapp):
+    answer = testapp.get("/nothing", status=404)
+
+    assert_error(answer, 404, "Not found")
+
+
+def allowed(app, path):
+    """Give the methods of a path: those that are routed, and HEAD where GET is."""
+    methods = {route.method for route in app.routes if example_of(route.rule) == path}
+    return methods | {"HEAD"} if "GET" in methods else methods
+
+
+@pytest.mark.parametrize("path", ["/register", "/auth", "/auto/x", "/stock"])
+@pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "TRACE", "PROPFIND"])
+def test_method_that_a_path_has_not_is_405(lasting_app, method, path):
+    methods = allowed(lasting_app, path)
+
+    answer = send(TestApp(lasting_app, lint=False), method, path, raw_car())
+
+    assert (answer.status_int == 405) == (method not in methods)
+    if answer.status_int == 405:
+        assert set(answer.headers["Allow"].split(", ")) == methods
+
+
+def test_405_says_so_in_json(refused):
+    answer = refused.delete("/register", status=405)
+
+    assert_error(answer, 405, "Method not allowed")
+    assert_headers(answer, Allow="POST")
+
+
+def test_405_names_head(refused):
+    answer = send(refused, "TRACE", "/auto/x")
+
+    assert {"DELETE", "GET", "HEAD", "POST", "PUT"} <= set(answer.headers["Allow"].split(", "))
+
+
+CANARY = "cAnArY"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("GET", f"/{CANARY}", ""),
+        ("TRACE", f"/auto/{CANARY}", ""),
+        ("GET", f"/auto/{CANARY}", ""),
+        ("GET", f"/auto/{CANARY}%00", ""),
+        ("GET", f"/auto/{CANARY}%FF", ""),
+        ("POST", f"/auto/{CANARY}", CANARY),
+        ("POST", "/auto/x", raw_car(max_speed=f'"{CANARY}"')),
+        ("POST", "/auto/x", raw_car(handler=rf'"{CANARY}\n"')),
+        ("POST", "/auto/x", raw_car(mark=f'"{CANARY}"')),
+        ("POST", "/auto/x", raw_car(handler=f'{{"{CANARY}": 1}}')),
+        ("POST", "/register", raw_credentials(username=rf'"{CANARY}\n"')),
+        ("POST", "/register", raw_credentials(username='"bob"', password=rf'"{CANARY}\u0000"')),
+        ("POST", "/auth", raw_credentials(username=f'"{CANARY}"', password=f'"{CANARY}"')),
+    ],
+)
+def test_error_does_not_repeat_the_input(refused, method, path, body):
+    answer = send(refused, method, path, body)
+
+    assert 400 <= answer.status_int < 500
+    assert CANARY not in answer.text
+    assert CANARY not in str(answer.headerlist)
+
+
+def test_error_does_not_repeat_the_token(refused):
+    answer = refused.get("/stock", headers={"Authorization": f"Bearer {CANARY}"}, status=401)
+
+    assert CANARY not in answer.text + str(answer.headerlist)
+
+
+@pytest.fixture
+def faulty(app):
+    """A client of an application that has a fault."""
+
+    @app.get("/fault", public=True)
+    def fault():
+        raise RuntimeError(CANARY)
+
+    return TestApp(app)
+
+
+def test_fault_is_500(faulty):
+    answer = faulty.get("/fault", status=500)
+
+    assert_error(answer, 500, "Internal server error")
+
+
+def test_fault_is_logged_with_its_traceback(faulty, caplog):
+    faulty.get("/fault", status=500)
+
+    assert f"RuntimeError: {CANARY}" in caplog.text
+    assert "Traceback" in caplog.text
+
+
+def test_fault_ends_nothing_else(faulty):
+    faulty.get("/fault", status=500)
+
+    faulty.post_json("/register", CREDENTIALS, status=201)
+
+
+# Order of the checks: each request is wrong in many ways, and the first of them is told.
+
+TYPE_MIME = "application/json"
+ORDER = {
+    "path before token": ("GET", "/nothing", b"", TYPE_MIME, False, 404),
+    "path before body": ("POST", "/auto/", b"x" * (MIB + 1), "text/plain", False, 404),
+    "UTF-8 of the path before token": ("GET", "/auto/%FF", b"", TYPE_MIME, False, 400),
+    "method before token": ("TRACE", "/stock", b"", TYPE_MIME, False, 405),
+    "method before size": ("TRACE", "/auto/x", b"x" * (MIB + 1), "text/plain", False, 405),
+    "token before size": ("POST", "/auto/x", b"x" * (MIB + 1), TYPE_MIME, False, 401),
+    "token before type": ("POST", "/auto/x", b"{}", "text/plain", False, 401),
+    "token before a missing body": ("POST", "/auto/x", b"", TYPE_MIME, False, 401),
+    "token before values": ("POST", "/auto/x", b"{}", TYPE_MIME, False, 401),
+    "token before the mark": ("GET", "/auto/%00", b"", TYPE_MIME, False, 401),
+    "token before data": ("GET", "/auto/unknown", b"", TYPE_MIME, False, 401),
+    "size before type": ("POST", "/auto/x", b"x" * (MIB + 1), "text/plain", True, 413),
+    "size before values": ("POST", "/auto/%00", b"x" * (MIB + 1), TYPE_MIME, True, 413),
+    "size before data": ("PUT", "/auto/unknown", b"x" * (MIB + 1), TYPE_MIME, True, 413),
+    "type before JSON": ("POST", "/auto/x", b"{", "text/plain", True, 415),
+    "type before values": ("POST", "/auto/x", b"{}", "text/plain", True, 415),
+    "type before the mark": ("POST", "/auto/%00", raw_car().encode(), "text/plain", True, 415),
+    "type before data": ("PUT", "/auto/unknown", raw_car().encode(), "text/plain", True, 415),
+    "values before data": ("PUT", "/auto/unknown", b"{}", TYPE_MIME, True, 400),
+    "mark before data": ("GET", "/auto/%00", b"", TYPE_MIME, True, 400),
+    "mark before data at a deletion": ("DELETE", "/auto/%00", b"", TYPE_MIME, True, 400),
+    "size of a login before its type": ("POST", "/auth", b"x" * (MIB + 1), "text/plain", False, 413),
+    "type of a login before its values": ("POST", "/auth", b"{}", "text/plain", False, 415),
+    "values of a login before data": ("POST", "/auth", b"{}", TYPE_MIME, False, 400),
+}
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "content_type", "token", "status"),
+    [pytest.param(*row, id=name) for name, row in ORDER.items()],
+)
+def test_order_of_checks(refused, method, path, body, content_type, token, status):
+    client = refused if token else TestApp(refused.app)
+
+    answer = send(client, method, path, body, content_type)
+
+    assert_error(answer, status, answer.json["Error"])
+
+
+def test_values_come_before_a_known_mark(bmw):
+    answer = bmw.post_json("/auto/BMW", {**CAR, "max_speed": -1}, status=400)
+
+    assert_error(answer, 400, f"max_speed: {NUMBER}")
+
+
+def test_values_come_before_a_taken_name(refused):
+    answer = refused.post_json("/register", {"username": USERNAME, "password": ""}, status=400)
+
+    assert_error(answer, 400, f"password: {length(1024)}")
+
+
+# A database that is busy
+
+
+@pytest.fixture
+def locked(database, client):
+    """A client of an application whose database another program writes to, for longer than one can wait."""
+    client.post_json("/auto/BMW", CAR, status=201)
+    with database.engine.connect() as connection:
+        if database.name == "sqlite":
+            connection.exec_driver_sql("BEGIN EXCLUSIVE")
+        else:
+            connection.exec_driver_sql("LOCK TABLE autos IN EXCLUSIVE MODE")
+        yield client
+        connection.rollback()
+
+
+def test_locked_database_is_503_within_10_seconds(locked):
+    began = time.monotonic()
+    answer = locked.put_json("/auto/BMW", OTHER_CAR, status=503)
+
+    assert_error(answer, 503, "Database is not available. Try again later")
+    assert answer.headers["Retry-After"].isdigit()
+    assert time.monotonic() - began < 10
+
+
+def test_locked_database_can_be_read(locked):
+    answer = locked.get("/auto/BMW", status=200)
+
+    assert_json(answer, 200, {"mark": "BMW", **CAR})
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Part 1: What the database holds
+# ----------------------------------------------------------------------------------------------------------------------
+
+ROW = {"mark": "BMW", **CAR}
+
+
+def test_columns_of_a_car(lasting_app, database):
+    columns = {
+        (column["name"], type(column["type"]).__name__, column["nullable"])
+        for column in sqlalchemy.inspect(database.engine).get_columns("autos")
+    }
+
+    number = "INTEGER" if database.name == "sqlite" else "BIGINT"  # INTEGER has 64 bits on SQLite
+    assert columns >= {
+        ("mark", "TEXT", False),
+        ("max_speed", number, False),
+        ("distance", number, False),
+        ("handler", "TEXT", False),
+        ("stock", "TEXT", False),
+    }
+
+
+@pytest.mark.parametrize("name", ROW)
+def test_database_refuses_null_in_a_car(lasting_app, database, name):
+    with pytest.raises(sqlalchemy.exc.IntegrityError):
+        database.insert("autos", {**ROW, name: None})
+
+
+@pytest.mark.parametrize("name", ["username", "password"])
+def test_database_refuses_null_in_an_account(lasting_app, database, account, name):
+    with pytest.raises(sqlalchemy.exc.IntegrityError):
+        database.insert("users", {**account.row, name: None})
+
+
+@pytest.mark.parametrize("name", ["max_speed", "distance"])
+@pytest.mark.parametrize("value", [-1, 2**53])
+def test_database_refuses_a_number_out_of_range(lasting_app, database, name, value):
+    with pytest.raises(sqlalchemy.exc.IntegrityError):
+        database.insert("autos", {**ROW, name: value})
+
+
+@pytest.mark.parametrize("name", ["max_speed", "distance"])
+@pytest.mark.parametrize("value", ["fast", b"\0"])
+def test_database_refuses_what_is_no_number(lasting_app, database, name, value):
+    with pytest.raises(sqlalchemy.exc.DBAPIError):
+        database.insert("autos", {**ROW, name: value})
+
+
+def test_database_holds_the_largest_numbers(lasting_app, database):
+    row = {**ROW, "max_speed": 2**53 - 1, "distance": 2**53 - 1}
+
+    database.insert("autos", row)
+
+    assert database.query("SELECT mark, max_speed, distance, handler, stock FROM autos") == [row]
+
+
+def test_database_refuses_a_second_car_of_a_mark(lasting_app, database):
+    database.insert("autos", ROW)
+
+    with pytest.raises(sqlalchemy.exc.IntegrityError):
+        database.insert("autos", {**ROW, **OTHER_CAR})
+
+
+def test_database_refuses_a_second_account_of_a_name(lasting_app, database, account):
+    database.insert("users", account.row)
+
+    with pytest.raises(sqlalchemy.exc.IntegrityError):
+        database.insert("users", {**account.row, "password": "another"})
+
+
+def test_database_sorts_by_code_point(lasting_app, database):
+    marks = ["a", "B", "Ä", "b", "\ufffd", "😀", "A b", "Ab"]
+    for mark in marks:
+        database.insert("autos", {**ROW, "mark": mark})
+
+    rows = database.query("SELECT mark FROM autos ORDER BY mark")
+
+    assert [row["mark"] for row in rows] == sorted(marks)
+
+
+def test_database_compares_by_case(lasting_app, database):
+    database.insert("autos", ROW)
+
+    assert database.query("SELECT * FROM autos WHERE mark = 'bmw'") == []
+
+
+def test_second_application_finds_what_the_first_stored(make_app, database, account):
+    first, second = TestApp(make_app()), TestApp(make_app())
+    database.insert("users", account.row)
+    first.authorization = second.authorization = ("Bearer", account.token)
+
+    first.post_json("/auto/BMW", CAR, status=201)
+
+    assert_json(second.get("/auto/BMW"), 200, {"mark": "BMW", **CAR})
+
+
+def test_sqlite_loses_nothing_in_a_power_cut(tmp_path):
+    settings = dealer.Settings(database_url=sqlite_store(tmp_path).url)
+    with closing(dealer.open_database(settings)) as db, db.reading():
+        assert list(db.query("PRAGMA synchronous")) == [{"synchronous": 2}]  # FULL
+
+
+# The module and the database that come with it
+
+
+def schema_of(store):
+    """Give all that an SQLite database defines and holds."""
+    schema = store.query("SELECT type, name, tbl_name, sql FROM sqlite_master ORDER BY name")
+    rows = {name: store.query(f"SELECT * FROM {name}") for name in {"schema_version", *store.tables()}}
+    return {"schema": schema, "rows": rows}
+
+
+def test_committed_database_is_a_fresh_one(tmp_path):
+    committed, fresh = Store(f"sqlite:///{tmp_path / 'committed.db'}"), sqlite_store(tmp_path)
+    shutil.copy(HERE / "data.db", tmp_path / "committed.db")
+    with open_app(fresh):
+        pass
+
+    assert schema_of(committed) == schema_of(fresh)
+
+
+IMPORT = """
+import os, sys, threading
+seen = []
+def hook(event, arguments):
+    flags = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+    written = event == "open" and isinstance(arguments[2], int) and arguments[2] & flags
+    if written or event in ("sqlite3.connect", "socket.connect", "socket.bind", "os.mkdir", "os.link", "os.remove"):
+        seen.append((event, str(arguments[0])))
+sys.addaudithook(hook)
+import dealer, logging
+print([seen, threading.active_count(), len(logging.root.handlers)])
+"""
+
+
+@pytest.fixture
+def copied(tmp_path):
+    """A folder with the program and nothing else."""
+    shutil.copy(HERE / "dealer.py", tmp_path)
+    shutil.copytree(HERE / "plugins", tmp_path / "plugins", ignore=shutil.ignore_patterns("__pycache__"))
+    return tmp_path
+
+
+def test_importing_opens_and_writes_nothing(copied):
+    before = sorted(copied.rglob("*"))
+
+    child = subprocess.run(
+        [sys.executable, "-B", "-W", "error", "-c", IMPORT],
+        cwd=copied,
+        env=environment(),
+        capture_output=True,
+        text=True,
+    )
+
+    assert (child.returncode, child.stderr) == (0, "")
+    assert ast.literal_eval(child.stdout) == [[], 1, 0]
+    assert sorted(copied.rglob("*")) == before
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Part 1: Over sockets
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def request_bytes(server, line, *headers, body=b""):
+    """Give a request as it goes over the wire, with the server's token."""
+    head = [line, "Host: localhost", f"Authorization: Bearer {server.token}", *headers]
+    return "\r\n".join(head).encode("latin-1") + b"\r\n\r\n" + body
+
+
+def statuses(answers):
+    """Give the statuses of answers, in order."""
+    return sorted(answer.status_int for answer in answers)
+
+
+def test_one_of_many_simultaneous_cars_is_created(server):
+    answers = server.at_once(*[("POST", "/auto/BMW", {**CAR, "distance": number}) for number in range(16)])
+
+    assert statuses(answers) == [201] + [400] * 15
+    winner = next(number for number, answer in enumerate(answers) if answer.status_int == 201)
+    assert_json(server.request("GET", "/auto/BMW"), 200, {"mark": "BMW", **CAR, "distance": winner})
+
+
+def test_one_of_many_simultaneous_registrations_succeeds(server):
+    answers = server.at_once(*[("POST", "/register", {"username": "bob", "password": str(n)}) for n in range(16)])
+
+    assert statuses(answers) == [201] + [400] * 15
+    winner = next(number for number, answer in enumerate(answers) if answer.status_int == 201)
+    assert server.request("POST", "/auth", {"username": "bob", "password": str(winner)}).status_int == 200
+
+
+def test_one_of_many_simultaneous_deletions_succeeds(server):
+    server.request("POST", "/auto/BMW", CAR)
+
+    answers = server.at_once(*[("DELETE", "/auto/BMW")] * 16)
+
+    assert statuses(answers) == [202] + [404] * 15
+
+
+def test_simultaneous_cars_of_different_marks_are_all_created(server):
+    answers = server.at_once(*[("POST", f"/auto/{number}", CAR) for number in range(16)])
+
+    assert statuses(answers) == [201] * 16
+    assert len(server.request("GET", "/stock").json) == 16
+
+
+def test_refused_duplicates_delay_no_later_write(server):
+    server.at_once(*[("POST", "/auto/BMW", CAR)] * 16)
+
+    began = time.monotonic()
+    answer = server.request("PUT", "/auto/BMW", OTHER_CAR)
+
+    assert_json(answer, 202, {"Message": "Auto updated"})
+    assert time.monotonic() - began < 1
+
+
+def test_answered_change_survives_kill_9(database, account, tmp_path):
+    with running_server(database.url, tmp_path) as server:
+        database.insert("users", account.row)
+        server._replace(token=account.token).request("POST", "/auto/BMW", CAR)
+        server.process.kill()
+        server.process.wait()
+
+    with running_server(database.url, tmp_path) as server:
+        answer = server._replace(token=account.token).request("GET", "/auto/BMW")
+
+    assert_json(answer, 200, {"mark": "BMW", **CAR})
+
+
+@pytest.mark.parametrize("mark", table(*[[mark] for mark in MARKS if len(mark) < 255]))
+def test_mark_over_a_socket(server, mark):
+    server.request("POST", at(mark), CAR)
+
+    assert_json(server.request("GET", at(mark)), 200, {"mark": mark, **CAR})
+
+
+@pytest.mark.parametrize("path", ["/auto/VW%20Golf/4Motion", "/auto/VW%20Golf%2F4Motion", "/auto/VW%20Golf%2f4Motion"])
+def test_slash_over_a_socket(server, path):
+    server.request("POST", "/auto/VW%20Golf/4Motion", CAR)
+
+    assert_json(server.request("GET", path), 200, {"mark": "VW Golf/4Motion", **CAR})
+
+
+def test_path_that_is_not_utf8_over_a_socket(server):
+    answer = server.request("GET", "/auto/%FFbmw")
+
+    assert_error(answer, 400, "path: must be UTF-8")
+
+
+def test_token_sent_twice_over_a_socket(server):
+    answer = server.send_bytes(
+        request_bytes(server, "GET /stock HTTP/1.1", f"Authorization: Bearer {server.token}", "Connection: close")
+    )
+
+    assert_error(answer, 401, "Token is invalid or expired")
+    assert_headers(answer, WWW_Authenticate=INVALID_TOKEN)
+
+
+@pytest.mark.parametrize(
+    "data",
+    table(
+        [b"hello\r\n\r\n"],
+        [b"GET\r\n\r\n"],
+        [b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\r\n\r\n"],
+        [b"GET /stock HTTP/1.1\r\n\r\n"],  # no Host
+        [b"GET /stock HTTP/1.1\r\nHost: a\r\nno colon\r\n\r\n"],
+        [b"GET /stock HTTP/1.1\r\nHost: a\r\nX: a\0b\r\n\r\n"],
+        [b"POST /auth HTTP/1.1\r\nHost: a\r\nContent-Length: x\r\n\r\n"],
+        [b"POST /auth HTTP/1.1\r\nHost: a\r\nContent-Length: -1\r\n\r\n"],
+        [b"POST /auth HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab"],
+        [b"POST /auth HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nx\r\n"],
+    ),
+)
+def test_http_that_cannot_be_read_is_400(server, data):
+    answer = server.send_bytes(data)
+
+    assert_error(answer, 400, "Bad HTTP request")
+
+
+def test_headers_that_are_too_large_are_431(server):
+    answer = server.send_bytes(b"GET /stock HTTP/1.1\r\nHost: a\r\nX: " + b"x" * 300_000 + b"\r\n\r\n")
+
+    assert_error(answer, 431, answer.json["Error"])
+
+
+def test_unknown_transfer_coding_is_501(server):
+    answer = server.send_bytes(b"POST /auth HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip\r\n\r\n")
+
+    assert_error(answer, 501, answer.json["Error"])
+
+
+def test_large_body_is_refused_by_its_announced_length(server):
+    line = "POST /auto/BMW HTTP/1.1"
+    answer = server.send_bytes(
+        request_bytes(server, line, "Content-Type: application/json", f"Content-Length: {MIB + 1}")
+    )
+
+    assert_error(answer, 413, "Body is larger than 1048576 bytes")
+
+
+def test_large_body_without_a_length_is_413(server):
+    head = request_bytes(
+        server, "POST /auto/BMW HTTP/1.1", "Content-Type: application/json", "Transfer-Encoding: chunked"
+    )
+    body = raw_car().ljust(MIB + 1).encode()
+
+    answer = server.send_bytes(head, b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body))
+
+    assert_error(answer, 413, "Body is larger than 1048576 bytes")
+
+
+def test_body_without_a_length_is_fine(server):
+    head = request_bytes(
+        server, "POST /auto/BMW HTTP/1.1", "Content-Type: application/json", "Transfer-Encoding: chunked"
+    )
+    body = raw_car().encode()
+
+    answer = server.send_bytes(head, b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body))
+
+    assert_json(answer, 201, {"Message": "Auto created"})
+
+
+def test_body_of_a_mebibyte_over_a_socket(server):
+    answer = server.request("POST", "/auto/BMW", raw_car().rjust(MIB), **{"Content-Type": "application/json"})
+
+    assert_json(answer, 201, {"Message": "Auto created"})
+
+
+@pytest.mark.parametrize("path", ["/nothing", "/auto/", "/stock/"])
+def test_unknown_path_over_a_socket(server, path):
+    assert_error(server.request("GET", path), 404, "Not found")
+
+
+def test_head_over_a_socket(server):
+    server.request("POST", "/auto/BMW", CAR)
+
+    answer = server.request("HEAD", "/auto/BMW")
+
+    assert (answer.status_int, answer.body) == (200, b"")
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Part 2: Listing
+# ----------------------------------------------------------------------------------------------------------------------
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Part 2: Whole inventories
+# ----------------------------------------------------------------------------------------------------------------------
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Part 2: Changing one car safely
+# ----------------------------------------------------------------------------------------------------------------------
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Part 2: Who did what
+# ----------------------------------------------------------------------------------------------------------------------
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Part 2: Describing itself
+# ----------------------------------------------------------------------------------------------------------------------
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Part 3: Settings
+# ----------------------------------------------------------------------------------------------------------------------
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Part 3: Accounts that end
+# ----------------------------------------------------------------------------------------------------------------------
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Part 3: Guessing
+# ----------------------------------------------------------------------------------------------------------------------
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Part 3: At the console
+# ----------------------------------------------------------------------------------------------------------------------
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Part 3: Log
+# ----------------------------------------------------------------------------------------------------------------------
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Plugins by themselves: access
+# ----------------------------------------------------------------------------------------------------------------------
+
+# What a handler uses is an argument with a default here: Bottle takes what a function encloses for what it decorates.
+
+
+def nothing():
+    """Answer with an empty object."""
+    return {}
+
+
+@pytest.fixture
+def plain():
+    """An application without a plugin."""
+    return Bottle()
+
+
+def test_access_adds_headers_to_every_answer(plain):
+    plain.install(AccessPlugin())
+    plain.get("/", callback=lambda: "hello")
+
+    for path in ("/", "/nothing"):
+        headers = TestApp(plain).get(path, status="*").headers
+        assert headers["X-Content-Type-Options"] == "nosniff"
+        assert re.fullmatch(r"[A-Za-z0-9._-]{1,128}", headers["X-Request-ID"])
+
+
+@pytest.mark.parametrize("request_id", ["a", "A-z_0.9", "x" * 128])
+def test_access_keeps_a_request_id(plain, request_id):
+    plain.install(AccessPlugin())
+
+    answer = TestApp(plain).get("/", headers={"X-Request-ID": request_id}, status=404)
+
+    assert_headers(answer, X_Request_ID=request_id)
+
+
+@pytest.mark.parametrize("request_id", ["", "a b", "é", "x" * 129, "a\tb", "<x>"])
+def test_access_replaces_a_request_id_that_is_not_clean(plain, request_id):
+    plain.install(AccessPlugin())
+
+    answer = TestApp(plain).get("/", headers={"X-Request-ID": request_id}, status=404)
+
+    assert answer.headers["X-Request-ID"] != request_id
+
+
+def test_access_logs_a_line_per_request(plain, caplog):
+    caplog.set_level(logging.INFO, "dealer.access")
+    plain.install(AccessPlugin())
+    plain.get("/hello", callback=lambda: "hello")
+
+    TestApp(plain).get("/hello?token=x", headers={"X-Request-ID": "id-1"}, extra_environ={"REMOTE_ADDR": "192.0.2.1"})
+
+    (line,) = caplog.messages
+    assert re.fullmatch(r"192\.0\.2\.1 - GET /hello 200 [\d.]+ms id-1", line)
+
+
+def test_access_logs_no_raw_control_character(plain, caplog):
+    caplog.set_level(logging.INFO, "dealer.access")
+    plain.install(AccessPlugin())
+
+    TestApp(plain).get("/a%0Ab%1B%C3%A9", status=404)
+
+    (line,) = caplog.messages
+    assert line.isascii()
+    assert line.isprintable()
+
+
+def test_second_access_plugin_is_refused(plain):
+    plain.install(AccessPlugin())
+
+    with pytest.raises(PluginError):
+        plain.install(AccessPlugin())
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Plugins by themselves: answers
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def answering(plain):
+    """An application that answers in JSON."""
+    plain.install(AnswersPlugin())
+    return plain
+
+
+@pytest.mark.parametrize(
+    ("result", "status", "body"),
+    [({"a": "é"}, 200, {"a": "é"}), ([1, {}], 200, [1, {}]), (Answer(202, {"Message": "x"}), 202, {"Message": "x"})],
+)
+def test_answers_makes_json_of_what_is_returned(answering, result, status, body):
+    answering.get("/", callback=lambda result=result: result)
+
+    answer = TestApp(answering).get("/", status=status)
+
+    assert (answer.json, answer.headers["Content-Type"]) == (body, "application/json")
+
+
+def test_answers_leaves_bytes_as_they_are(answering):
+    answering.get("/", callback=lambda: b"<p>")
+
+    answer = TestApp(answering).get("/")
+
+    assert (answer.body, answer.content_type) == (b"<p>", "text/html")
+
+
+@pytest.mark.parametrize(
+    ("raised", "status", "sentence"),
+    [
+        (HTTPError(418, "I am a teapot"), 418, "I am a teapot"),
+        (Answer(409, {"Error": "Taken"}).error(), 409, "Taken"),
+        (ValueError("secret"), 500, "Internal server error"),
+    ],
+)
+def test_answers_makes_json_of_what_is_raised(answering, raised, status, sentence):
+    def fail(raised=raised):
+        raise raised
+
+    answering.get("/", callback=fail)
+
+    answer = TestApp(answering).get("/", status=status)
+
+    assert (answer.json, answer.headers["Content-Type"]) == ({"Error": sentence}, "application/json")
+
+
+def test_answers_keeps_the_headers_of_an_error(answering):
+    def fail():
+        raise Answer(503, {"Error": "Later"}).error(Retry_After="7")
+
+    answering.get("/", callback=fail)
+
+    assert_headers(TestApp(answering).get("/", status=503), Retry_After="7")
+
+
+@pytest.mark.parametrize(("method", "path", "status"), [("GET", "/nothing", 404), ("PUT", "/", 405)])
+def test_answers_makes_json_of_errors_of_bottle(answering, method, path, status):
+    answering.get("/", callback=nothing)
+
+    answer = send(TestApp(answering), method, path)
+
+    assert (answer.status_int, list(answer.json)) == (status, ["Error"])
+
+
+def test_answers_words_what_the_server_could_not_read(answering):
+    answering.get("/", callback=nothing)
+
+    answer = TestApp(answering).get("/", extra_environ={"server.error": (431, "Too large")}, status=431)
+
+    assert answer.json == {"Error": "Too large"}
+
+
+def test_second_answers_plugin_is_refused(answering):
+    with pytest.raises(PluginError):
+        answering.install(AnswersPlugin())
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Plugins by themselves: storage
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def db(database):
+    """A `Database` with one connection and one table, ``notes``."""
+    database.execute("CREATE TABLE notes (text TEXT PRIMARY KEY)")
+    with closing(Database(database.url, connections=1)) as db:
+        yield db
+    database.execute("DROP TABLE notes")
+
+
+@pytest.fixture
+def storing(plain, db):
+    """An application with a database."""
+    plain.install(AnswersPlugin())
+    plain.install(StoragePlugin(db))
+    return plain
+
+
+def write_note(db):
+    """Write a note, as a handler does."""
+    db.query("INSERT INTO notes VALUES ('x')")
+
+
+def notes(database):
+    """Give the notes that anyone can see."""
+    return [row["text"] for row in database.query("SELECT text FROM notes")]
+
+
+def test_storage_commits_on_answer(storing, database):
+    @storing.post("/")
+    def write(db):
+        write_note(db)
+        return {}
+
+    TestApp(storing).post("/")
+
+    assert notes(database) == ["x"]
+
+
+@pytest.mark.parametrize("raised", [HTTPError(400, "No"), bottle.HTTPResponse(status=303), ValueError("fault")])
+def test_storage_rolls_back_on_raise(storing, database, raised):
+    @storing.post("/")
+    def write_and_raise(db, raised=raised):
+        write_note(db)
+        raise raised
+
+    TestApp(storing).post("/", status="*")
+
+    assert notes(database) == []
+
+
+def test_storage_gives_the_connection_back(storing):
+    @storing.get("/")
+    def read(db):
+        return list(db.query("SELECT text FROM notes"))
+
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda _: TestApp(storing).get("/").json, range(8)))
+
+    assert answers == [[]] * 8
+
+
+def test_storage_gives_the_connection_back_on_raise(storing, db):
+    @storing.post("/")
+    def write_and_raise(db):
+        write_note(db)
+        raise HTTPError(400, "No")
+
+    TestApp(storing).post("/", status=400)
+
+    assert db.engine.pool.checkedout() == 0
+
+
+def test_storage_reads_one_moment(storing, database):
+    @storing.get("/")
+    def read_twice(db, database=database):
+        first = list(db.query("SELECT text FROM notes"))
+        database.insert("notes", {"text": "meanwhile"})
+        return [first, list(db.query("SELECT text FROM notes"))]
+
+    assert TestApp(storing).get("/").json == [[], []]
+
+
+def test_storage_takes_no_connection_where_it_is_not_asked_for(storing, db):
+    storing.get("/", callback=lambda pool=db.engine.pool: {"taken": pool.checkedout()})
+
+    assert TestApp(storing).get("/").json == {"taken": 0}
+
+
+def test_storage_takes_no_connection_before_the_first_statement(storing):
+    storing.get("/", callback=lambda db: {"taken": db.engine.pool.checkedout()})
+
+    assert TestApp(storing).get("/").json == {"taken": 0}
+
+
+def test_storage_reads_in_a_transaction_of_its_own_without_holding_writers_up(storing, database):
+    @storing.post("/")
+    def read_then_write(db, database=database):
+        with db.reading():
+            list(db.query("SELECT text FROM notes"))
+        database.insert("notes", {"text": "meanwhile"})
+        write_note(db)
+        return {}
+
+    TestApp(storing).post("/")
+
+    assert sorted(notes(database)) == ["meanwhile", "x"]
+
+
+def test_storage_gives_the_connection_back_after_an_answer_in_parts(storing):
+    @storing.get("/")
+    def read(db):
+        for row in db.query("SELECT 1 AS number UNION SELECT 2 UNION SELECT 3 ORDER BY number"):
+            yield b"%d" % row["number"]
+
+    answers = [TestApp(storing).get("/").body for _ in range(3)]
+
+    assert answers == [b"123"] * 3
+
+
+def test_storage_gives_what_was_made_of_the_database(plain, db):
+    plain.install(AnswersPlugin())
+    plain.install(StoragePlugin(db, notes="resource"))
+    plain.get("/", callback=lambda notes: {"notes": notes})
+
+    assert TestApp(plain).get("/").json == {"notes": "resource"}
+
+
+def test_second_storage_plugin_with_the_keyword_is_refused(storing, db):
+    with pytest.raises(PluginError):
+        storing.install(StoragePlugin(db))
+
+
+def test_storage_out_of_reach_is_503(plain, tmp_path):
+    plain.install(AnswersPlugin())
+    plain.get("/", callback=lambda db: list(db.query("SELECT 1")))
+    with closing(Database(f"sqlite:///{tmp_path}/nowhere/x.db")) as db:
+        plain.install(StoragePlugin(db))
+
+        answer = TestApp(plain).get("/", status=503)
+
+    assert answer.json == {"Error": "Database is not available. Try again later"}
+    assert answer.headers["Retry-After"].isdigit()
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Plugins by themselves: identity
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def identifying(plain):
+    """An application that knows everybody but Mallory."""
+    plain.install(AnswersPlugin())
+    plain.install(IdentityPlugin(SECRET, ttl=60, confirm=lambda claims: claims["sub"] != "mallory"))
+    plain.get("/me", callback=lambda identity: {"me": identity})
+    plain.get("/secret", callback=nothing)
+    plain.get("/open", callback=nothing, public=True)
+    plain.get("/token/<name>", callback=lambda name, tokens: {"token": tokens.make(name)}, public=True)
+    return TestApp(plain)
+
+
+def identify(testapp, name):
+    """Take a token from the application, and send it from now on."""
+    testapp.authorization = ("Bearer", testapp.get(f"/token/{name}").json["token"])
+    return testapp
+
+
+def test_identity_is_injected(identifying):
+    assert identify(identifying, "alice").get("/me").json == {"me": "alice"}
+
+
+def test_identity_protects_where_it_is_not_asked_for(identifying):
+    identifying.get("/secret", status=401)
+
+
+def test_identity_lets_everyone_to_what_is_public(identifying):
+    assert identifying.get("/open").json == {}
+
+
+def test_identity_is_confirmed(identifying):
+    identify(identifying, "mallory").get("/secret", status=401)
+
+
+def test_identity_is_confirmed_each_time(plain):
+    known = {"alice"}
+    plugin = IdentityPlugin(SECRET, ttl=60, confirm=lambda claims: claims["sub"] in known)
+    plain.install(plugin)
+    plain.get("/", callback=lambda: "hello")
+    testapp = TestApp(plain)
+    testapp.authorization = ("Bearer", plugin.make("alice"))
+    testapp.get("/", status=200)
+
+    known.clear()
+
+    testapp.get("/", status=401)
+
+
+def test_public_route_that_asks_for_identity_is_refused(plain):
+    plain.install(IdentityPlugin(SECRET, ttl=60, confirm=lambda claims: True))
+    plain.get("/", callback=lambda identity: identity, public=True)
+
+    with pytest.raises(PluginError):
+        plain.routes[0].prepare()
+
+
+def test_second_identity_plugin_with_the_keyword_is_refused(plain):
+    plain.install(IdentityPlugin(SECRET, ttl=60, confirm=lambda claims: True))
+
+    with pytest.raises(PluginError):
+        plain.install(IdentityPlugin(SECRET, ttl=60, confirm=lambda claims: True))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Plugins by themselves: bodies
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+class Room(Record):
+    """A record that has nothing to do with cars."""
+
+    name: Text(3)
+    seats: Number
+
+
+@pytest.fixture
+def reading(plain):
+    """A client of an application that reads rooms."""
+    plain.install(AnswersPlugin())
+    plain.install(BodiesPlugin(path=Room))
+
+    @plain.put("/room/<name>")
+    def update(name, room: Room):
+        return {"name": room.name, "seats": room.seats}
+
+    plain.post("/free", callback=lambda: {"body": bottle.request.body.read().decode()})
+    return TestApp(plain)
+
+
+def test_bodies_gives_the_record(reading):
+    assert reading.put_json("/room/A1", {"seats": 5}).json == {"name": "A1", "seats": 5}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "sentence"),
+    [
+        ("/room/A1", {"seats": "5"}, f"seats: {NUMBER}"),
+        ("/room/A1", {}, "seats: is missing"),
+        ("/room/A1", {"seats": 5, "doors": 1}, "doors: unknown field"),
+        ("/room/A1", {"seats": 5, "name": "B1"}, "name: must be the same as in the path"),
+        ("/room/A123", {"seats": 5}, f"name: {length(3)}"),
+        ("/room/A1", [], NO_OBJECT),
+    ],
+)
+def test_bodies_refuses_what_does_not_fit(reading, path, body, sentence):
+    assert reading.put_json(path, body, status=400).json == {"Error": sentence}
+
+
+def test_bodies_leaves_a_body_that_is_not_asked_for(reading):
+    assert reading.post("/free", "anything", content_type="text/plain").json == {"body": "anything"}
+
+
+def test_second_bodies_plugin_is_refused(plain):
+    plain.install(BodiesPlugin(path=Room))
+
+    with pytest.raises(PluginError):
+        plain.install(BodiesPlugin(path=Room))
