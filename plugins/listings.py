@@ -94,9 +94,7 @@ DESCRIPTIONS = {
 def read_parameters(query):
     """Give the parameters of a query string (latin-1, as WSGI has it) as a dictionary; raises a 400."""
     try:
-        pairs = [
-            (name.decode(), value.decode()) for name, value in parse_qsl(query.encode("latin-1"), True, bool(query))
-        ]
+        pairs = parse_qsl(query.encode("latin-1").decode(), True, strict_parsing=bool(query), errors="strict")
     except ValueError:
         raise HTTPError(400, "query: must be name=value pairs in UTF-8") from None
     parameters = dict(pairs)
