@@ -80,7 +80,7 @@ from plugins.settings import OneLineParser, SettingError, address, integer, load
 from plugins.storage import Database, StoragePlugin, column
 from plugins.uploads import CSV_TYPE, Upload
 
-HERE = Path(__file__).resolve().parent
+DATA = f"sqlite:///{Path(__file__).resolve().parent / 'data.db'}"
 log = logging.getLogger("dealer")
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -115,10 +115,10 @@ class Settings:
 
     host: str = setting("127.0.0.1", str, "address to listen on")
     port: int = setting(8080, integer(0, 65535), "port to listen on")
-    database_url: str = setting(f"sqlite:///{HERE / 'data.db'}", database_url, "SQLite or PostgreSQL")
-    jwt_secret: str = setting(None, secret, "key that signs tokens, at least 32 bytes")
+    database_url: str = setting(DATA, database_url, "SQLite or PostgreSQL", shown="data.db beside dealer.py")
+    jwt_secret: str = setting(None, secret, "key that signs tokens, at least 32 bytes", shown="made once, with SQLite")
     jwt_ttl: int = setting(3600, integer(1, 10**9), "seconds a token lives")
-    threads: int = setting(4, integer(1, 256), "waitress threads")
+    threads: int = setting(4, integer(1, 256), "waitress threads, for reads")
     trusted_proxy: str = setting(None, address, "proxy whose X-Forwarded-For and -Proto are believed, or *")
     registration: str = setting("open", one_of("open", "closed"), "whether anybody may register")
     password_min: int = setting(1, integer(1, 1024), "shortest new password, in characters")
@@ -516,10 +516,9 @@ class Autos:
     def put_all(self, cars, by):
         """Add or change many cars, given by mark; gives how many were added, and how many changed."""
         known = self.known(cars)
-        values = {mark: structs.asdict(car) for mark, car in cars.items()}
-        self.upsert.many({**car, "version": new_version()} for car in values.values())
-        self.history.record("created", by, (car for mark, car in values.items() if mark not in known))
-        self.history.record("updated", by, (values[mark] for mark in cars if mark in known))
+        self.upsert.many({**structs.asdict(car), "version": new_version()} for car in cars.values())
+        self.history.record("created", by, (structs.asdict(car) for mark, car in cars.items() if mark not in known))
+        self.history.record("updated", by, (structs.asdict(car) for mark, car in cars.items() if mark in known))
         return len(cars) - len(known), len(known)
 
     def count(self, listing):
@@ -789,7 +788,7 @@ def check_health(autos):
 @routes.get("/openapi.json", public=True)
 def describe(openapi):
     """Describe this API (OpenAPI 3.1)."""
-    return openapi.document
+    return openapi.document()
 
 
 @routes.get("/", public=True)

@@ -267,6 +267,8 @@ def read_body(limit):
     environ = request.environ
     if int(environ.get("CONTENT_LENGTH") or 0) > limit:
         raise HTTPError(413, f"Body is larger than {limit} bytes")
+    if environ.get("server.unread"):  # it was not welcome, but would be now
+        raise HTTPError(503, "Body was not read. Try again", Retry_After="1")
     body = environ["wsgi.input"].read(limit)
     if not body:
         raise HTTPError(400, "body: is missing")

@@ -17,7 +17,8 @@ The page for it is Swagger UI, whose files come from the installed package ``swa
 """
 
 import re
-from functools import cached_property, partial
+import threading
+from functools import partial
 from http import HTTPStatus
 from importlib.util import find_spec
 from pathlib import Path
@@ -83,6 +84,8 @@ class OpenAPIPlugin:
         self.tags = tags
         self.path = path
         self.common = common
+        self.lock = threading.Lock()
+        self.made = None
 
     def setup(self, app):
         """Remember the application; raises `PluginError` where it is described already."""
@@ -94,9 +97,14 @@ class OpenAPIPlugin:
         """Hand the plugin to a callback that asks for it."""
         return partial(callback, openapi=self) if self.keyword in route.get_callback_args() else callback
 
-    @cached_property
     def document(self):
-        """The description (OpenAPI 3.1), as a dictionary."""
+        """Give the description (OpenAPI 3.1), as a dictionary; it is made when first asked for."""
+        with self.lock:
+            self.made = self.made or self.describe_all()
+        return self.made
+
+    def describe_all(self):
+        """Describe every route that declares its answers."""
         self.schemas = {}
         paths = {}
         for route in self.app.routes:

@@ -25,9 +25,10 @@ class SettingError(Exception):
     """A setting that cannot work; its text is one line that names it."""
 
 
-def setting(default, parse, help):
-    """Give a field for a settings table."""
-    return dataclasses.field(default=default, metadata={"parse": parse, "help": help})
+def setting(default, parse, help, shown=None):
+    """Give a field for a settings table; `shown` is what the help says of the default, if not its value."""
+    shown = shown or ("none" if default in (None, ()) else str(default))
+    return dataclasses.field(default=default, metadata={"parse": parse, "help": help, "shown": shown})
 
 
 def load(table, given):
@@ -48,14 +49,9 @@ def options(table):
     parser = OneLineParser(add_help=False, argument_default=argparse.SUPPRESS)
     for field in dataclasses.fields(table):
         name = field.name.upper()
-        about = f"{field.metadata['help']} (environment: {name}; default: {shown_default(field)})"
+        about = f"{field.metadata['help']} (environment: {name}; default: {field.metadata['shown']})"
         parser.add_argument("--" + field.name.replace("_", "-"), dest=name, metavar="…", help=about.replace("%", "%%"))
     return parser
-
-
-def shown_default(field):
-    """Give the default of a setting as the help tells it."""
-    return "none" if field.default in (None, ()) else field.default
 
 
 class OneLineParser(argparse.ArgumentParser):

@@ -1,0 +1,62 @@
+"""Walk README's tour as a reader would: paste each command into one shell, and compare what comes back.
+
+``python .ci/tour.py`` starts the server of this folder on an empty database and fails at the first answer that is not the
+one the page shows. Times differ, and so do ids of entries.
+"""
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent.parent
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+VARYING = re.compile(r'"at":"[^"]+"')
+
+
+def steps(page):
+    """Give the commands of the tour, each with the answer that is shown below it, or None."""
+    tour = page.partition("\n## Tour\n")[2].partition("\n## ")[0]
+    blocks = BLOCK.findall(tour)
+    for (kind, text), (next_kind, answer) in zip(blocks, [*blocks[1:], ("sh", "")], strict=True):
+        if kind == "sh":
+            yield text, None if next_kind == "sh" else answer
+
+
+def walk(shell):
+    """Run the tour in a shell; ends the program at an answer that differs."""
+    for number, (command, answer) in enumerate(steps((HERE / "README.md").read_text()), 1):
+        shell.stdin.write(f"{command}\necho; echo END-{number}\n")
+        shell.stdin.flush()
+        lines = iter(shell.stdout.readline, f"END-{number}\n")
+        told = VARYING.sub("", "".join(lines).replace("\r", "").strip())
+        if answer is not None and told != VARYING.sub("", answer.strip()):
+            sys.exit(f"README's tour, step {number}:\n{command}\nshows:\n{answer}\nbut it gives:\n{told}")
+        print(f"step {number}: as shown")
+
+
+def main():
+    """Start the server, walk, and stop it."""
+    with tempfile.TemporaryDirectory() as folder:
+        environment = {**os.environ, "DATABASE_URL": f"sqlite:///{folder}/tour.db"}
+        server = subprocess.Popen(
+            [sys.executable, "dealer.py"], cwd=HERE, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        )
+        pipe = subprocess.PIPE
+        shell = subprocess.Popen(["bash"], cwd=HERE, stdin=pipe, stdout=pipe, stderr=subprocess.STDOUT, text=True)
+        try:
+            server.stdout.readline()  # it listens
+            began = time.monotonic()
+            walk(shell)
+            print(f"the tour took {time.monotonic() - began:.1f} s")
+        finally:
+            shell.kill()
+            server.terminate()
+            server.wait()
+
+
+if __name__ == "__main__":
+    main()
