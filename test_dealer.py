@@ -14,8 +14,10 @@ import csv
 import hashlib
 import hmac
 import http.client
+import io
 import json
 import logging
+import operator
 import os
 import re
 import shutil
@@ -29,9 +31,10 @@ import warnings
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import fields
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
-from urllib.parse import quote
+from urllib.parse import quote, urlencode, urljoin
 
 import argon2
 import bottle
@@ -2135,21 +2138,1040 @@ def test_head_over_a_socket(server):
 # Part 2: Listing
 # ----------------------------------------------------------------------------------------------------------------------
 
+
+def put_cars(client, *cars):
+    """Put cars in stock, and give the client back; a text stands for a car of that mark."""
+    cars = [{"mark": car, **CAR} if isinstance(car, str) else car for car in cars]
+    client.put_json("/stock", cars, status=202)
+    return client
+
+
+@pytest.fixture
+def lister(client):
+    """A client with a token, and every car of the samples in stock, put there at once."""
+    return put_cars(client, *SAMPLES.values())
+
+
+def marks_of(client, **parameters):
+    """Give the marks of the cars that a listing with these parameters has."""
+    return [car["mark"] for car in client.get("/stock?" + urlencode(parameters), status=200).json]
+
+
+def in_order(cars, order_by="mark"):
+    """Put cars in order as the contract has it: by code point, ties by mark."""
+    cars = sorted(cars, key=lambda car: car["mark"])
+    for part in reversed(order_by.split(",")):
+        cars.sort(key=lambda car: car[part.lstrip("-")], reverse=part.startswith("-"))
+    return cars
+
+
+def pages_from(client, path):
+    """Give the answers of all pages, one after the other."""
+    while path:
+        answer = client.get(path, status=200)
+        yield answer
+        link = answer.headers.get("Link")
+        path = link and re.fullmatch(r'<([^<>\s]+)>; rel="next"', link)[1]
+
+
+def items_from(client, path):
+    """Give what is on all pages."""
+    return [item for page in pages_from(client, path) for item in page.json]
+
+
+def assert_refused(answer, name):
+    """Compare a refusal that names a parameter, a field or a place, in words of its own."""
+    assert_error(answer, 400, answer.json["Error"])
+    assert answer.json["Error"].startswith(name + ":" * (not name.endswith(" ")))
+
+
+COMPARISONS = {
+    "": operator.eq,
+    "__not": operator.ne,
+    "__gt": operator.gt,
+    "__gte": operator.ge,
+    "__lt": operator.lt,
+    "__lte": operator.le,
+    "__in": operator.eq,
+    "__startswith": lambda text, part: text.startswith(part),
+    "__contains": lambda text, part: part in text,
+}
+SOUGHT = {"mark": "Nissan Leaf", "handler": "BMW", "stock": "Germany", "max_speed": 160, "distance": 330}
+FILTERS = [
+    (name, operation)
+    for name, value in SOUGHT.items()
+    for operation in COMPARISONS
+    if isinstance(value, str) or operation not in ("__startswith", "__contains")
+]
+
+
+@pytest.mark.parametrize(("name", "operation"), FILTERS)
+def test_filter(lister, name, operation):
+    expected = [car for car in in_order(SAMPLES.values()) if COMPARISONS[operation](car[name], SOUGHT[name])]
+
+    answer = lister.get("/stock", {name + operation: SOUGHT[name]}, status=200)
+
+    assert 0 < len(expected) < len(SAMPLES)
+    assert_json(answer, 200, expected)
+    assert_headers(answer, X_Total_Count=str(len(expected)), Link=None)
+
+
+@pytest.mark.parametrize(
+    ("values", "found"),
+    table(
+        ["BMW,Audi,BMW", ["Audi", "BMW"]],
+        ['"BMW",Audi', ["Audi", "BMW"]],
+        ['"Rover, Land"', ["Rover, Land"]],
+        ["Rover, Land", []],
+        ['"the ""best"""', ['the "best"']],
+        [DECOMPOSED, [COMPOSED]],
+        [",".join(["BMW", *map(str, range(99))]), ["BMW"]],
+    ),
+)
+def test_in_reads_one_csv_record(client, values, found):
+    put_cars(client, "BMW", "Audi", "Rover, Land", 'the "best"', COMPOSED)
+
+    assert marks_of(client, mark__in=values) == found
+
+
+@pytest.mark.parametrize(
+    ("operation", "text", "found", "not_found"),
+    [
+        ("startswith", "Golf", "G|Golf", "g|golf|olf|Golfer"),
+        ("startswith", "Жигули", "Жиг", "жиг"),
+        ("startswith", "100% e_b\\c*d", "100%|100% e_b\\|100% e_b\\c*", "100_|1%|100% e%"),
+        ("startswith", COMPOSED, DECOMPOSED, COMPOSED.lower()),
+        ("contains", "VW Golf", "w gOLF|o", "gulf|VW  Golf"),
+        ("contains", "Лада НИВА", "лада|нива|НИВА", "ниба"),
+        ("contains", "ΟΔΥΣΣΕΥΣ Α", "οδυσσευς α|ΣΕΥΣ|υσ|ευς", "οδυσευς"),
+        ("contains", "Οδυσσευς", "ΟΔΥΣΣΕΥΣ|σσ|ευσ", "οδυσευς"),
+        ("contains", "Straße", "STRASSE|straße", "strase"),
+        ("contains", "STRASSE", "straße|strasse", "strase"),
+        ("contains", "STRAẞE", "straße|STRASSE|ẞ", "strase"),
+        ("contains", "İstanbul", "İSTANBUL|i\u0307stanbul", "ostanbul"),
+        ("contains", "宝马 DIŞ Տոյոտա", "马 dış|ՏՈՅՈՏԱ", "马dış"),
+        ("contains", COMPOSED, DECOMPOSED.upper(), "Skoda"),
+        ("contains", "100% e_b\\c*d", "0% E|_B|\\C|*D", "0%%|%b|__|e%b|c\\*|c_d"),
+    ],
+)
+def test_part_of_a_text(client, operation, text, found, not_found):
+    put_cars(client, text)
+
+    matches = {part: marks_of(client, **{f"mark__{operation}": part}) for part in f"{found}|{not_found}".split("|")}
+
+    assert matches == {part: [text] * (part in found.split("|")) for part in matches}
+
+
+@pytest.mark.parametrize(
+    "query", ["stock=germany", "max_speed__gt=9007199254740991", "mark__lt=%20!", "limit=5&mark=x"]
+)
+def test_no_match_is_an_empty_array(lister, query):
+    answer = lister.get("/stock?" + query, status=200)
+
+    assert_json(answer, 200, [])
+    assert_headers(answer, X_Total_Count="0", Link=None)
+
+
+@pytest.mark.parametrize("query", ["stock=Germany", "nothing=1", "limit=0", "limit=1&limit=1", "format=csv", "%FF=1"])
+def test_database_without_a_car_comes_before_parameters(refused, query):
+    answer = refused.get("/stock?" + query, headers={"Accept": "text/csv"}, status=400)
+
+    assert_error(answer, 400, "No one autos found in DataBase")
+
+
+HUNDRED_AND_ONE = ",".join(["1"] * 101)
+BAD_PARAMETERS = f"""
+    nothing=1 Stock=x price=1 price__gt=1 offset=1 version=1 stock=x&stock=y stock=x&stock=x limit=1&limit=1
+    stock__like=x stock__=x stock__GT=x stock__gt__lt=x stock_gt=x max_speed__contains=1 max_speed__startswith=1
+    max_speed= max_speed=fast max_speed=-1 max_speed=%2B1 max_speed=1.0 max_speed=1e2 max_speed=%201 max_speed=1_0
+    max_speed=0x1 max_speed=%D9%A1 max_speed=%C2%B2 max_speed=9007199254740992 max_speed__lt={"1" * 5000}
+    distance__in= distance__in=1,,2 distance__in=1,%202 distance__in={HUNDRED_AND_ONE} stock__in={HUNDRED_AND_ONE}
+    stock__in= stock__in=a, stock__in=a%0Ab stock__in=%22a stock__in=%22a%22b stock= stock=%20 stock=%00
+    stock={"x" * 256} stock__contains= mark__startswith= order_by= order_by=price order_by=version order_by=--mark
+    order_by=%2Bmark order_by=mark, order_by=mark,mark order_by=stock,-stock order_by=mark%20desc
+    limit=0 limit=1001 limit=-1 limit= limit=ten limit=1.0 limit=%D9%A1 limit={"9" * 5000}
+    limit=2&after= limit=2&after=x limit=2&after=[] limit=2&after=[1] limit=2&after=[null] limit=2&after={"[" * 5000}
+    format= format=xml format=CSV stock=%FF %FF=1""".split()
+
+
+@pytest.mark.parametrize("query", table(*[[query] for query in BAD_PARAMETERS]))
+def test_bad_parameter_is_400(bmw, query):
+    answer = bmw.get("/stock?" + query, headers={"Accept": "text/csv"}, status=400)
+
+    assert_refused(answer, "query" if "%FF" in query else query.rpartition("&")[2].partition("=")[0])
+
+
+def test_unknown_parameter_is_told_cut_and_printable(bmw):
+    answer = bmw.get("/stock", {"a\n\u202eb" + "x" * 100: "1"}, status=400)
+
+    assert_error(answer, 400, "ab" + "x" * 78 + ": unknown parameter")
+
+
+ORDERS = ["mark", "-mark", "stock", "-stock", "stock,-max_speed", "-stock,max_speed", "handler,-distance,mark"]
+ORDERS += ["max_speed,-stock,distance,-handler", "-distance,-mark", "-handler,-stock,-max_speed,-distance,-mark"]
+
+
+@pytest.mark.parametrize("order_by", ORDERS)
+def test_pages_are_the_whole_listing_in_order(lister, order_by):
+    whole = lister.get("/stock?order_by=" + order_by).json
+    pages = [page.json for page in pages_from(lister, f"/stock?limit=7&order_by={order_by}")]
+
+    assert whole == in_order(SAMPLES.values(), order_by)
+    assert pages == [whole[start : start + 7] for start in range(0, 102, 7)]
+
+
+ODD_MARKS = [*MARKS, '"', '""', ",", "a>b", '["a"]', "a;b;c;d;e;f", " a ", "\u2028.", "=1+1", "-1", "0012", "1e5", "'"]
+ODD_MARKS = [unicodedata.normalize("NFC", mark) for mark in ODD_MARKS]
+ODD_CARS = [{"mark": mark, **CAR, "stock": mark} for mark in ODD_MARKS]
+
+
+@pytest.mark.parametrize("order_by", ["mark", "-stock"])
+def test_pages_go_on_behind_any_mark(client, order_by):
+    put_cars(client, *ODD_CARS)
+
+    assert items_from(client, f"/stock?limit=1&order_by={order_by}") == in_order(ODD_CARS, order_by)
+
+
+@pytest.mark.parametrize("order_by", ["mark", "-mark", "stock,-max_speed", "-distance,handler"])
+def test_cars_that_come_and_go_on_the_way_move_no_other(lister, order_by):
+    seen, gone = [], set()
+
+    for page in pages_from(lister, f"/stock?limit=9&order_by={order_by}"):
+        seen += [car["mark"] for car in page.json]
+        for mark in {seen[0], seen[-1]} & SAMPLES.keys() - gone:  # the very car behind which the next page begins
+            lister.delete(at(mark), status=202)
+            gone.add(mark)
+        new = [f"{mark}{len(seen)}" for mark in ("!", "Q", "\U0010ffff")]
+        put_cars(lister, *[{"mark": mark, **CAR, "stock": mark, "distance": 9 * len(seen)} for mark in new])
+
+    stayed = [car["mark"] for car in in_order(SAMPLES.values(), order_by) if car["mark"] not in gone]
+    assert [mark for mark in seen if mark in stayed] == stayed
+
+
+@pytest.mark.parametrize(
+    ("limit", "count", "more"), [(1, 1, True), (101, 101, True), (102, 102, False), (1000, 102, False)]
+)
+def test_first_page_tells_how_many_match(lister, limit, count, more):
+    answer = lister.get(f"/stock?limit={limit}", status=200)
+
+    assert len(answer.json) == count
+    assert_headers(answer, X_Total_Count="102")
+    assert ("Link" in answer.headers) == more
+
+
+def test_later_page_tells_no_total(lister):
+    _, answer = pages_from(lister, "/stock?limit=60")
+
+    assert_json(answer, 200, in_order(SAMPLES.values())[60:])
+    assert_headers(answer, X_Total_Count=None, Link=None, Cache_Control="private, no-cache")
+
+
+@pytest.mark.parametrize("query", ["limit=3", "stock=Germany&order_by=-distance", "format=csv"])
+def test_head_of_a_listing(lister, query):
+    got, headed = lister.get("/stock?" + query), lister.head("/stock?" + query, status=200)
+
+    for answer in (got, headed):
+        answer.headers.pop("X-Request-ID")
+    assert (headed.headerlist, headed.body) == (got.headerlist, b"")
+
+
+# CSV
+
+HEADER = "mark,max_speed,distance,handler,stock"
+
+
+def assert_csv(answer, *lines):
+    """Compare a whole answer in CSV."""
+    assert answer.body.decode() == "".join(line + "\r\n" for line in (HEADER, *lines))
+    assert (answer.status_int, answer.content_type, answer.charset) == (200, "text/csv", "utf-8")
+    assert re.fullmatch(r'attachment; filename="[\w.]+\.csv"', answer.headers["Content-Disposition"])
+    assert_headers(answer, X_Content_Type_Options="nosniff", Cache_Control="private, no-cache")
+
+
+@pytest.mark.parametrize(
+    ("mark", "cell"), table(["Нива", "Нива"], ["a,b", '"a,b"'], ['"a"', '"""a"""'], ["=1+1", "=1+1"], ["a;b", "a;b"])
+)
+def test_listing_as_csv(client, mark, cell):
+    put_cars(client, mark)
+
+    answer = client.get("/stock", headers={"Accept": "text/csv"}, status=200)
+
+    assert_csv(answer, f"{cell},280,400,Auto Motors,Germany")
+
+
+@pytest.mark.parametrize("query", ["", "&format=csv"])
+def test_pages_keep_filters_order_and_format(lister, query):
+    pages = pages_from(lister, "/stock?stock__in=Germany,USA&max_speed__gte=160&order_by=-max_speed&limit=3" + query)
+
+    found = [car["mark"] for page in pages for car in (csv.DictReader(io.StringIO(page.text)) if query else page.json)]
+    cars = [car for car in SAMPLES.values() if car["stock"] in ("Germany", "USA") and car["max_speed"] >= 160]
+    assert found == [car["mark"] for car in in_order(cars, "-max_speed")]
+
+
+BROWSER = "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,*/*;q=0.8"
+ACCEPTS = [
+    ("", "csv", "text/csv|TEXT/CSV|text/csv; charset=utf-8|text/*|text/csv, */*;q=0.1|text/csv;q=0.001"),
+    ("", "csv", "text/csv;q=0.9, application/json;q=0.5|text/csv;q=0.5,application/json;q=0.4,text/html"),
+    ("", "csv", "application/json;q=0, */*|application/json;q=0.2, text/*;q=0.3"),
+    ("", "json", f"application/json|application/*|*/*||garbage|text/html|{BROWSER}|text/csv;q=0|text/csv;q=0, */*"),
+    ("", "json", "text/csv;q=0.5, application/json;q=0.9|text/csv;q=0.5, */*"),
+    ("", "json", "text/*;q=0.9, text/csv;q=0.1, application/json;q=0.5"),
+    ("format=csv", "csv", f"application/json|{BROWSER}|text/csv;q=0"),
+    ("format=json", "json", "text/csv"),
+]
+
+
+@pytest.mark.parametrize(
+    ("query", "kind", "accept"),
+    [(query, kind, accept) for *row, many in ACCEPTS for accept in many.split("|") for query, kind in [row]],
+)
+def test_accept_and_format_decide_what_a_listing_is(bmw, query, kind, accept):
+    answer = bmw.get("/stock?" + query, headers={"Accept": accept}, status=200)
+
+    assert answer.content_type.rpartition("/")[2] == kind
+    assert_headers(answer, Vary="Accept")
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # Part 2: Whole inventories
 # ----------------------------------------------------------------------------------------------------------------------
+
+JSON, CSV = "application/json", "text/csv"
+BMW, AUDI = "BMW,280,400,Auto Motors,Germany", "Audi,210,999,Second Hand,Sweden"
+TWO_CARS = [{"mark": "Audi", **OTHER_CAR}, {"mark": "BMW", **CAR}]
+CREATED = [("POST", 201, "{} autos created"), ("PUT", 202, "{} autos created, 0 updated")]
+
+
+def lines(*rows, header=HEADER, end="\r\n"):
+    """Give the text of CSV."""
+    return "".join(row + end for row in (header, *rows))
+
+
+def row(**changes):
+    """Give the line of a car, with some cells of its own."""
+    return ",".join(str({"mark": "Kia", **CAR, **changes}[name]) for name in HEADER.split(","))
+
+
+def items(*changes, end="]"):
+    """Give the text of a JSON array of cars, with some values of their own."""
+    return json.dumps([{"mark": f"Kia {number}", **CAR, **some} for number, some in enumerate(changes)])[:-1] + end
+
+
+def as_csv(cars):
+    """Give cars as CSV."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, HEADER.split(","))
+    writer.writeheader()
+    writer.writerows(cars)
+    return text.getvalue()
+
+
+REORDERED = ["Germany,400,BMW,280,Auto Motors", "Sweden,999,Audi,210,Second Hand"]
+FINE_UPLOADS = {
+    "CRLF": (CSV, lines(BMW, AUDI)),
+    "LF": (CSV, lines(BMW, AUDI, end="\n")),
+    "no line end at the end": (CSV, lines(BMW, AUDI).rstrip()),
+    "BOM": (CSV, "\ufeff" + lines(BMW, AUDI)),
+    "BOM and semicolons": (CSV, "\ufeff" + lines(BMW, AUDI).replace(",", ";")),
+    "semicolons and LF": (CSV, lines(BMW, AUDI, end="\n").replace(",", ";")),
+    "quoted": (CSV, "\ufeff" + re.sub(r"[^,\r\n]+", r'"\g<0>"', lines(BMW, AUDI))),
+    "columns in another order": (CSV, lines(*REORDERED, header="stock,distance,mark,max_speed,handler")),
+    "blank lines": (CSV, lines(BMW, "", "", AUDI, "", "")),
+    "leading zeros": (CSV, lines(BMW.replace("280", "00280"), AUDI)),
+    "parameters": ("Text/CSV; charset=utf-8; header=present", lines(BMW, AUDI)),
+    "JSON": (JSON, f"\r\n {json.dumps(TWO_CARS, indent=2)}\t\n"),
+    "other JSON": ("application/vnd.dealer+json; charset=utf-8", json.dumps(TWO_CARS)),
+}
+
+
+@pytest.mark.parametrize(("method", "status", "message"), CREATED)
+@pytest.mark.parametrize("name", FINE_UPLOADS)
+def test_upload_creates_all(client, name, method, status, message):
+    content_type, body = FINE_UPLOADS[name]
+
+    answer = send(client, method, "/stock", body, content_type)
+
+    assert_json(answer, status, {"Message": message.format(2)})
+    assert client.get("/stock").json == TWO_CARS
+
+
+@pytest.mark.parametrize(
+    ("mark", "cell", "mark_between_semicolons"),
+    [
+        ("a,b", '"a,b"', "a,b"),
+        ("a;b;c;d;e;f;g", "a;b;c;d;e;f;g", '"a;b;c;d;e;f;g"'),
+        ('"', '""""', '""""'),
+        ("=1", "=1", "=1"),
+    ],
+)
+def test_upload_reads_cells_as_they_were_meant(client, mark, cell, mark_between_semicolons):
+    with_commas = lines(row(mark=cell))
+    with_semicolons = lines(row(mark="\0")).replace(",", ";").replace("\0", mark_between_semicolons)
+
+    for text in (with_commas, with_semicolons):
+        send(client, "PUT", "/stock", text, CSV)
+        assert client.get("/stock").json == [{"mark": mark, **CAR}]
+
+
+@pytest.mark.parametrize(("method", "status", "message"), CREATED)
+@pytest.mark.parametrize(
+    ("content_type", "body"), [(JSON, "[]"), (JSON, " [ ] "), (CSV, HEADER), (CSV, HEADER + "\n\n")]
+)
+def test_upload_without_cars(refused, method, status, message, content_type, body):
+    answer = send(refused, method, "/stock", body, content_type)
+
+    assert_json(answer, status, {"Message": message.format(0)})
+
+
+@pytest.mark.parametrize("headers", [{}, {"X_HTTP_Method_Override": "PUT"}])
+def test_put_counts_the_new_and_the_known(client, headers):
+    put_cars(client, "BMW", "Kia")
+
+    answer = send(client, "POST" if headers else "PUT", "/stock", lines(AUDI, row(distance=1)), CSV, **headers)
+
+    assert_json(answer, 202, {"Message": "1 autos created, 1 updated"})
+    assert client.get("/stock").json == [*TWO_CARS, {"mark": "Kia", **CAR, "distance": 1}]
+
+
+WRONG_CELLS = ["", " ", "1 ", "+1", "-1", "1.0", "1e2", "1_000", '"1,000"', "0x1", "²", "١", "9007199254740992"]
+WRONG_CSV = {
+    **{
+        f"{cell:.9}": (lines(BMW, row(max_speed=cell)), f"line 3: max_speed: {NUMBER}")
+        for cell in [*WRONG_CELLS, "1" * 5000]
+    },
+    "empty text": (lines(BMW, row(handler="")), "line 3: handler: must be text of 1 to 255 characters"),
+    "blank text": (lines(row(stock=" "), BMW), "line 2: stock: must not be blank"),
+    "long text": (lines(BMW, row(mark="x" * 256)), "line 3: mark"),
+    "line feed": (lines(BMW, row(mark='"a\nb"')), "line 3: mark"),
+    "after blank lines": (lines("", "", BMW, "", row(distance="far")), "line 6: distance"),
+    "the first of two": (lines(row(distance="far"), row(max_speed="fast")), "line 2: distance"),
+    "too few cells": (lines(BMW, "Kia,1,2,x"), "line 3"),
+    "empty cells": (lines(BMW, ",,,,"), "line 3"),
+    "text behind a quote": (lines(BMW, '"Kia"x,1,2,x,y'), "line 3"),
+    "open quote": (lines(BMW, '"' + row()), "line 3"),
+    "twice": (lines(BMW, AUDI, BMW), "line 4: mark"),
+    "twice in two forms": (lines(BMW, row(mark=COMPOSED), row(mark=DECOMPOSED)), "line 4: mark"),
+    "missing column": (lines("1,2,x,y", header="max_speed,distance,handler,stock"), "line 1"),
+    "sixth column": (lines(row() + ",1", header=HEADER + ",price"), "line 1"),
+    "column twice": (lines(row() + ",y", header=HEADER + ",stock"), "line 1"),
+    "no header": (lines(AUDI, header=BMW), "line 1"),
+    "JSON": (items({}), "line 1"),
+    "not UTF-8": (lines(BMW, row(mark="Škoda")).encode("cp1250"), ""),
+}
+WRONG_JSON = {
+    "number as text": (items({}, {"max_speed": "280"}), f"item 2: max_speed: {NUMBER}"),
+    "fraction": (items({"distance": 1.0}, {}), f"item 1: distance: {NUMBER}"),
+    "boolean": (items({}, {"distance": True}), f"item 2: distance: {NUMBER}"),
+    "blank text": (items({}, {"stock": " "}), "item 2: stock: must not be blank"),
+    "surrogate": (items({}, {"stock": "\ud800"}), "item 2: stock: must not hold lone surrogates"),
+    "no mark": (json.dumps([CAR]), "item 1: mark: is missing"),
+    "unknown field": (items({}, {}, {"price": 1}), "item 3: price: unknown field"),
+    "number for a car": (items({}, end=", 1]"), "item 2"),
+    "no JSON for a car": (items({}, end=", {]"), "item 2"),
+    "NaN": (items({"distance": float("nan")}), "item 1"),
+    "trailing comma": (items({}, end=",]"), ""),
+    "cut": (items({}, end=""), ""),
+    "followed by more": (items({}, end="][]"), ""),
+    "nested": ("[" * 100000, ""),
+    "not UTF-8": (items({}).encode() + b"\xff", ""),
+    "twice": (items({}, {}, {"mark": "Kia 0"}), "item 3: mark"),
+    "twice in two forms": (items({"mark": DECOMPOSED}, {"mark": COMPOSED}), "item 2: mark"),
+}
+WRONG_UPLOADS = [
+    *[pytest.param("POST", CSV, *wrong, id=f"CSV-{name}") for name, wrong in WRONG_CSV.items()],
+    *[pytest.param("POST", JSON, *wrong, id=f"JSON-{name}") for name, wrong in WRONG_JSON.items()],
+    *[pytest.param(method, kind, "", "body: is missing") for method in ("POST", "PUT") for kind in (CSV, JSON)],
+    *[pytest.param("PUT", CSV, *WRONG_CSV[name], id=f"PUT-{name}") for name in ("after blank lines", "twice")],
+    *[pytest.param("PUT", JSON, *WRONG_JSON[name], id=f"PUT-{name}") for name in ("fraction", "twice")],
+]
+
+
+@pytest.mark.parametrize(("method", "content_type", "body", "start"), WRONG_UPLOADS)
+def test_wrong_upload_is_400_and_stores_nothing(refused, method, content_type, body, start):
+    answer = send(refused, method, "/stock", body, content_type)
+
+    assert_error(answer, 400, answer.json["Error"])
+    assert answer.json["Error"].startswith(start)
+
+
+@pytest.mark.parametrize(
+    ("content_type", "body", "place"),
+    [(CSV, lines("", AUDI, row(), BMW), "line 5: mark"), (JSON, items({}, {}, {"mark": "BMW"}), "item 3: mark")],
+)
+def test_post_of_a_known_mark_is_400_and_stores_nothing(bmw, database, content_type, body, place):
+    before = database.contents()
+
+    answer = send(bmw, "POST", "/stock", body, content_type)
+
+    assert_refused(answer, place)
+    assert database.contents() == before
+
+
+@pytest.mark.parametrize(
+    "content_type", [None, "text/plain", "text/csvx", "application/csv", "text/json", "multipart/form-data"]
+)
+@pytest.mark.parametrize("method", ["POST", "PUT"])
+def test_upload_of_another_type_is_415(refused, method, content_type):
+    answer = send(refused, method, "/stock", lines(BMW), content_type)
+
+    assert_error(answer, 415, answer.json["Error"])
+
+
+def test_sample_file_is_refused_for_its_second_kia(refused):
+    _, second = (number for number, line in enumerate(LINES, 2) if line["mark"] == "Kia e-Soul 64 kWh")
+
+    answer = send(refused, "POST", "/stock", (HERE / "samples" / "cars.csv").read_bytes(), CSV)
+
+    assert_refused(answer, f"line {second}: mark")
+
+
+@pytest.mark.parametrize(("content_type", "write"), [(CSV, as_csv), (JSON, lambda cars: json.dumps([*cars]))])
+def test_samples_go_in_without_the_second_kia(client, content_type, write):
+    answer = send(client, "POST", "/stock", write(SAMPLES.values()), content_type)
+
+    assert_json(answer, 201, {"Message": "102 autos created"})
+    assert client.get("/stock").json == in_order(SAMPLES.values())
+
+
+@pytest.mark.parametrize(("query", "content_type"), [("", JSON), ("?format=csv&order_by=-stock", CSV)])
+def test_export_can_be_imported_without_difference(client, database, query, content_type):
+    put_cars(client, *SAMPLES.values(), *ODD_CARS)
+    before, export = client.get("/stock").json, client.get("/stock" + query).body
+
+    updated = send(client, "PUT", "/stock", export, content_type)
+    database.execute("DELETE FROM autos")
+    created = send(client, "POST", "/stock", export, content_type)
+
+    assert_json(updated, 202, {"Message": f"0 autos created, {len(before)} updated"})
+    assert_json(created, 201, {"Message": f"{len(before)} autos created"})
+    assert client.get("/stock").json == before
+
+
+def test_upload_of_64_mebibytes_is_fine(refused):
+    answer = send(refused, "POST", "/stock", b"[" + b" " * (64 * MIB - 2) + b"]")
+
+    assert_json(answer, 201, {"Message": "0 autos created"})
+
+
+def test_long_upload_is_refused_by_its_head(server):
+    head = "POST /stock HTTP/1.1\r\nHost: x\r\nContent-Type: text/csv\r\n"
+    head += "Authorization: Bearer {}\r\nContent-Length: {}\r\n\r\n"
+
+    too_long = server.send_bytes(head.format(server.token, 64 * MIB + 1).encode())
+    bad_token = server.send_bytes(head.format("x.y.z", 64 * MIB).encode())
+
+    assert_error(too_long, 413, too_long.json["Error"])
+    assert_error(bad_token, 401, "Token is invalid or expired")
+
+
+def test_one_of_many_simultaneous_uploads_succeeds(server):
+    answers = server.at_once(*[("POST", "/stock", TWO_CARS[::order]) for order in (1, -1) * 3])
+
+    assert sorted(answer.status_int for answer in answers) == [201] + [400] * 5
+    assert len(server.request("GET", "/history").json) == 2
+
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Part 2: Changing one car safely
 # ----------------------------------------------------------------------------------------------------------------------
 
+CHANGED = "Auto was changed by someone else"
+SOME = [*[{name: value} for name, value in OTHER_CAR.items()], {"mark": "BMW", "max_speed": 0, "stock": "Sweden"}]
+
+
+@pytest.mark.parametrize("changes", SOME, ids=",".join)
+@pytest.mark.parametrize("headers", [{}, {"X_HTTP_Method_Override": "PATCH"}])
+def test_patch_changes_what_it_names(bmw, changes, headers):
+    answer = send(bmw, "POST" if headers else "PATCH", "/auto/BMW", json.dumps(changes), **headers)
+
+    assert_json(answer, 202, {"Message": "Auto updated"})
+    assert bmw.get("/auto/BMW").json == {"mark": "BMW", **CAR, **changes}
+
+
+def test_patch_unknown_mark_is_404(refused):
+    assert_error(refused.patch_json("/auto/BMW", {"stock": "Sweden"}, status=404), 404, NOT_FOUND)
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    table(
+        ["{}", "body"],
+        ['{"mark": "BMW"}', "body"],
+        ['{"mark": "Audi", "distance": 1}', "mark"],
+        ['{"price": 1, "distance": 1}', "price"],
+        ['{"max_speed": null}', "max_speed"],
+        ['{"distance": -1, "stock": "x"}', "distance"],
+        ['{"stock": null, "distance": 1}', "stock"],
+        ['{"handler": " ", "mark": "BMW"}', "handler"],
+    ),
+)
+def test_wrong_patch_is_400(bmw, changes, name):
+    answer = send(bmw, "PATCH", "/auto/BMW", changes)
+
+    assert_refused(answer, name)
+    assert bmw.get("/auto/BMW").json == {"mark": "BMW", **CAR}
+
+
+# Entity tags
+
+
+def etag_of(client, path="/auto/BMW"):
+    """Give the entity tag of a car."""
+    return client.get(path, status=200).headers["ETag"]
+
+
+def test_etag_is_strong_and_stays_while_the_car_does(bmw):
+    before = etag_of(bmw)
+
+    bmw.post_json("/auto/Audi", CAR, status=201)
+    bmw.post_json("/auto/BMW", OTHER_CAR, status=400)
+
+    assert re.fullmatch(r'"[\x21\x23-\x7e]+"', before)
+    assert etag_of(bmw) == before != etag_of(bmw, "/auto/Audi")
+
+
+@pytest.mark.parametrize(
+    "steps",
+    table(
+        [["PUT /auto/BMW", OTHER_CAR, "PUT /auto/BMW", CAR]],
+        [["PATCH /auto/BMW", {"distance": 1}, "PATCH /auto/BMW", {"distance": 400}]],
+        [["PUT /stock", [{"mark": "BMW", **OTHER_CAR}], "PUT /stock", [{"mark": "BMW", **CAR}]]],
+        [["DELETE /auto/BMW", None, "POST /auto/BMW", CAR]],
+        [["DELETE /auto/BMW", None, "POST /stock", [{"mark": "BMW", **CAR}]]],
+    ),
+)
+def test_car_that_was_changed_is_another_one(bmw, steps):
+    before = etag_of(bmw)
+    for request, body in zip(steps[::2], steps[1::2], strict=True):
+        send(bmw, *request.split(), json.dumps(body))
+
+    answer = bmw.delete("/auto/BMW", headers={"If-Match": before}, status=412)
+
+    assert_error(answer, 412, CHANGED)
+    assert bmw.get("/auto/BMW", headers={"If-None-Match": before}, status=200).headers["ETag"] != before
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+@pytest.mark.parametrize("header", ["{}", "*", "W/{}", '"x",W/"y" , {}', '"a, b",W/{}, "x"'])
+def test_if_none_match_of_the_car_is_304(bmw, method, header):
+    etag = etag_of(bmw)
+
+    answer = send(bmw, method, "/auto/BMW", If_None_Match=header.format(etag))
+
+    assert (answer.status_int, answer.body) == (304, b"")
+    assert_headers(answer, ETag=etag, Cache_Control="private, no-cache", X_Content_Type_Options="nosniff")
+
+
+@pytest.mark.parametrize("header", ['"x"', 'W/"x"', '"x", "y"', '"*"'])
+def test_if_none_match_of_another_car_is_200(bmw, header):
+    assert_json(bmw.get("/auto/BMW", headers={"If-None-Match": header}, status=200), 200, {"mark": "BMW", **CAR})
+
+
+def change_if(client, method, header):
+    """Change or delete a car under a condition; POST says in a header that it is a PUT."""
+    override = {"X_HTTP_Method_Override": "PUT"} if method == "POST" else {}
+    return send(client, method, "/auto/BMW", json.dumps(OTHER_CAR), If_Match=header, **override)
+
+
+def ways(*headers):
+    """Give each method with the first of some headers, and one method with all of them."""
+    return [*[(method, headers[0]) for method in ("PATCH", "DELETE", "POST")], *[("PUT", header) for header in headers]]
+
+
+@pytest.mark.parametrize(("method", "header"), ways("{}", "*", " * ", '"x", {}', '{} , "x"', 'W/"x",{}', '"a, b", {}'))
+def test_if_match_of_the_car_changes_it(bmw, method, header):
+    answer = change_if(bmw, method, header.format(etag_of(bmw)))
+
+    assert_json(answer, 202, {"Message": "Auto deleted" if method == "DELETE" else "Auto updated"})
+
+
+@pytest.mark.parametrize(("method", "header"), ways('"x"', "W/{}", '"x", W/{}', '""', '"*"', '"x", "y"'))
+def test_if_match_of_another_car_is_412_and_changes_nothing(bmw, database, method, header):
+    etag, before = etag_of(bmw), database.contents()
+
+    answer = change_if(bmw, method, header.format(etag))
+
+    assert_error(answer, 412, CHANGED)
+    assert database.contents() == before
+
+
+@pytest.mark.parametrize(("method", "header"), ways("*", '"x"', 'W/"x"'))
+def test_if_match_of_unknown_mark_is_404(refused, method, header):
+    assert_error(change_if(refused, method, header), 404, NOT_FOUND)
+
+
+def test_sixteen_threads_with_if_match_lose_no_change(server):
+    server.request("POST", "/auto/BMW", {**CAR, "distance": 0})
+    together = threading.Barrier(16)
+
+    def add_one(_):
+        for attempt in range(100):
+            read = server.request("GET", "/auto/BMW")
+            if attempt == 0:
+                together.wait()
+            body = {**read.json, "distance": read.json["distance"] + 1}
+            answer = server.request("PUT", "/auto/BMW", body, **{"If-Match": read.headers["ETag"]})
+            if answer.status_int != 412:
+                return answer.status_int, attempt > 0
+
+    with ThreadPoolExecutor(16) as pool:
+        results = list(pool.map(add_one, range(16)))
+
+    assert sorted(results) == [(202, False)] + [(202, True)] * 15
+    assert server.request("GET", "/auto/BMW").json["distance"] == 16
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # Part 2: Who did what
 # ----------------------------------------------------------------------------------------------------------------------
 
+
+def deeds(client, path="/history"):
+    """Give what the entries of a history tell, but for their ids and times."""
+    return [[entry[name] for name in ("by", "action", "mark", "auto")] for entry in client.get(path, status=200).json]
+
+
+@pytest.mark.parametrize("path", ["/history", "/history/BMW"])
+def test_history_tells_who_did_what(client, database, account, path):
+    database.insert("users", {**account.row, "username": "bob"})
+    bob = TestApp(client.app)
+    bob.authorization = ("Bearer", changed(account, sub="bob"))
+
+    client.post_json("/auto/BMW", CAR, status=201)
+    bob.put_json("/auto/BMW", OTHER_CAR, status=202)
+    client.patch_json("/auto/BMW", {"distance": 1}, status=202)
+    send(bob, "POST", "/auto/BMW", X_HTTP_Method_Override="DELETE")
+    client.post_json("/auto/BMW", CAR, status=201)
+
+    assert deeds(client, path) == [
+        [USERNAME, "created", "BMW", CAR],
+        ["bob", "deleted", "BMW", None],
+        [USERNAME, "updated", "BMW", {**OTHER_CAR, "distance": 1}],
+        ["bob", "updated", "BMW", OTHER_CAR],
+        [USERNAME, "created", "BMW", CAR],
+    ]
+
+
+def test_entry_has_an_id_and_a_time_in_utc(bmw):
+    answer = bmw.get("/history", status=200)
+
+    (entry,) = answer.json
+    assert_json(answer, 200, [{**entry, "by": USERNAME, "action": "created", "mark": "BMW", "auto": CAR}])
+    assert list(entry) == ["id", "at", "by", "action", "mark", "auto"]
+    assert type(entry["id"]) is int
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|\+00:00)", entry["at"])
+    assert abs((datetime.fromisoformat(entry["at"]) - datetime.now(UTC)).total_seconds()) < 60
+    assert_headers(answer, Cache_Control="private, no-cache", Link=None)
+
+
+@pytest.mark.parametrize(("method", "action"), [("POST", "created"), ("PUT", "updated")])
+@pytest.mark.parametrize(("content_type", "write"), [(CSV, as_csv), (JSON, json.dumps)])
+def test_upload_is_recorded_car_by_car(client, method, action, content_type, write):
+    if method == "PUT":
+        put_cars(client, "Audi")
+
+    send(client, method, "/stock", write(TWO_CARS), content_type)
+
+    assert deeds(client, "/history/Audi")[0] == [USERNAME, action, "Audi", OTHER_CAR]
+    assert deeds(client, "/history/BMW") == [[USERNAME, "created", "BMW", CAR]]
+
+
+@pytest.mark.parametrize("mark", ["VW Golf 1.9 TDI/4Motion", "Lada Нива (2121)", "%2F", "/", DECOMPOSED])
+def test_history_of_a_mark_holds_no_other(client, mark):
+    put_cars(client, mark, "BMW")
+
+    found = deeds(client, "/history/" + quote(mark, safe=""))
+
+    assert found == [[USERNAME, "created", unicodedata.normalize("NFC", mark), CAR]]
+
+
+def test_history_of_unknown_mark_is_404_and_of_all_is_empty(refused):
+    assert_json(refused.get("/history", status=200), 200, [])
+    assert_error(refused.get("/history/BMW", status=404), 404, NOT_FOUND)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "if_match", "status"),
+    [
+        ("POST", "/auto/BMW", OTHER_CAR, "*", 400),
+        ("POST", "/auto/Audi", {**CAR, "distance": -1}, "*", 400),
+        ("PUT", "/auto/Audi", CAR, "*", 404),
+        ("PATCH", "/auto/BMW", {"distance": 1}, '"x"', 412),
+        ("DELETE", "/auto/Audi", None, "*", 404),
+        ("PUT", "/stock", [TWO_CARS[0], {"mark": "Kia"}], "*", 400),
+    ],
+)
+def test_refused_change_leaves_no_entry(bmw, method, path, body, if_match, status):
+    answer = send(bmw, method, path, json.dumps(body), If_Match=if_match)
+
+    assert answer.status_int == status
+    assert deeds(bmw) == [[USERNAME, "created", "BMW", CAR]]
+
+
+WRONG_PAGING = f"""
+    limit= limit=x limit=-1 limit=0 limit=1001 limit=1.0 limit=%2B1 limit=%D9%A1 limit=1&limit=1 after= after=x after=-1
+    after=1.0 after=%C2%B2 after=9007199254740992 after={"9" * 5000} after=1&after=2 order_by=id mark=BMW format=csv
+    nothing=1""".split()
+
+
+@pytest.mark.parametrize("query", table(*[[query] for query in WRONG_PAGING]))
+@pytest.mark.parametrize("path", ["/history", "/history/BMW"])
+def test_bad_parameter_of_the_history_is_400(refused, path, query):
+    answer = refused.get(f"{path}?{query}", status=400)
+
+    assert_refused(answer, query.partition("=")[0])
+
+
+def test_history_gives_a_hundred_unless_told(lister):
+    assert [len(page.json) for page in pages_from(lister, "/history")] == [100, 2]
+
+
+@pytest.fixture
+def busy(client):
+    """A client with a token, and ten entries for one car between those of another."""
+    for number in range(10):
+        put_cars(client, "Audi", {"mark": "BMW", **CAR, "distance": number})
+    return client
+
+
+@pytest.mark.parametrize(("path", "count"), [("/history", 20), ("/history/BMW", 10)])
+@pytest.mark.parametrize("limit", [1, 5, 1000])
+def test_pages_of_the_history(busy, path, count, limit):
+    whole = busy.get(path).json
+
+    pages = [page.json for page in pages_from(busy, f"{path}?limit={limit}")]
+
+    assert [entry["id"] for entry in whole] == sorted({entry["id"] for entry in whole}, reverse=True)
+    assert len(whole) == count
+    assert pages == [whole[start : start + limit] for start in range(0, count, limit)]
+
+
+@pytest.mark.parametrize("path", ["/history", "/history/BMW"])
+@pytest.mark.parametrize("limit", [1, 5, 1000])
+def test_feed_gives_what_came_since_oldest_first(busy, path, limit):
+    first, *since = busy.get(path).json[::-1]
+
+    pages = [page.json for page in pages_from(busy, f"{path}?after={first['id']}&limit={limit}")]
+
+    assert pages == [since[start : start + limit] for start in range(0, len(since), limit)]
+    assert_json(busy.get(f"{path}?after={since[-1]['id']}"), 200, [])
+
+
+def test_entries_that_come_on_the_way_move_no_other(busy):
+    before, seen = busy.get("/history").json, []
+
+    for page in pages_from(busy, "/history?limit=6"):
+        seen += page.json
+        put_cars(busy, "Kia")
+
+    assert seen == before
+
+
+def test_feed_under_eight_writers_misses_nothing(server, store, tmp_path):
+    with running_server(store.url, tmp_path) as second, ThreadPoolExecutor(8) as pool:
+
+        def write(writer):
+            chosen = (server, second._replace(token=server.token))[writer % 2]
+            for number in range(8):
+                marks = [f"{writer}-{number}-{place}" for place in range(4)]
+                chosen.request("PUT", "/stock", [{"mark": mark, **CAR} for mark in marks])
+                chosen.request("DELETE", at(marks[0]))
+
+        writers, seen, ended = [pool.submit(write, writer) for writer in range(8)], [], False
+        while not ended:
+            ended = all(writer.done() for writer in writers)
+            seen += server.request("GET", f"/history?after={seen[-1]['id'] if seen else 0}&limit=1000").json
+        stored = server.request("GET", "/history?limit=1000").json
+
+    assert len(stored) == 8 * 8 * 5
+    assert seen == stored[::-1]
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # Part 2: Describing itself
 # ----------------------------------------------------------------------------------------------------------------------
+
+BODY = {400, 413, 415}
+STATUSES = {
+    "POST /register": {201, 403, *BODY},
+    "POST /auth": {200, 401, 429, *BODY},
+    "PUT /account/password": {202, 401, 403, 429, *BODY},
+    "POST /logout": {202, 401},
+    "DELETE /account": {202, 401, 403, 429, *BODY},
+    "GET /auto/{mark}": {200, 304, 400, 401, 404},
+    "POST /auto/{mark}": {201, 401, *BODY},
+    "PUT /auto/{mark}": {202, 401, 404, 412, *BODY},
+    "PATCH /auto/{mark}": {202, 401, 404, 412, *BODY},
+    "DELETE /auto/{mark}": {202, 400, 401, 404, 412},
+    "GET /stock": {200, 400, 401},
+    "POST /stock": {201, 401, *BODY},
+    "PUT /stock": {202, 401, *BODY},
+    "GET /history": {200, 400, 401},
+    "GET /history/{mark}": {200, 400, 401, 404},
+    "GET /health": {200},
+}
+UNDOCUMENTED = re.compile(r"GET /(openapi\.json|docs(/.*)?)?")
+
+
+@pytest.fixture
+def document(lasting_app):
+    """The description of the API."""
+    return TestApp(lasting_app).get("/openapi.json", status=200).json
+
+
+@pytest.fixture
+def operations(document):
+    """The operations that are described, by method and path."""
+    paths = document["paths"].items()
+    return {f"{method.upper()} {path}": each for path, methods in paths for method, each in methods.items()}
+
+
+def schema_in(document, content):
+    """Give the schema of JSON that an operation takes or gives: that of an item, where it is an array."""
+    schema = content["application/json"]["schema"]
+    schema = schema.get("items", schema)
+    return document["components"]["schemas"][schema["$ref"].rpartition("/")[2]] if "$ref" in schema else schema
+
+
+def test_openapi_describes_every_route(lasting_app, document, operations):
+    routes = {f"{route.method} " + re.sub(r"<(\w+).*>", r"{\1}", route.rule) for route in lasting_app.routes}
+
+    assert document["openapi"].startswith("3.1.")
+    assert operations.keys() == {route for route in routes if not UNDOCUMENTED.fullmatch(route)}
+
+
+def test_openapi_has_the_statuses_and_the_protection_of_the_contract(operations):
+    declared = {name: {int(status) for status in each["responses"]} for name, each in operations.items()}
+
+    public = {name for name, each in operations.items() if not each.get("security") and each["summary"]}
+    assert declared == {name: {*statuses, 500, 503} for name, statuses in STATUSES.items()}
+    assert public == {"POST /register", "POST /auth", "GET /health"}
+
+
+def test_openapi_refers_only_to_what_is_there(document):
+    references = set(re.findall(r'"\$ref": "(.*?)"', json.dumps(document)))
+
+    assert "#/components/schemas/Car" in references
+    assert references <= {f"#/components/schemas/{name}" for name in document["components"]["schemas"]}
+
+
+@pytest.mark.parametrize("name", CAR)
+def test_openapi_has_the_limits_of_a_car(bmw, document, name):
+    schema = document["components"]["schemas"]["Car"]["properties"][name]
+    number = schema["type"] == "integer"
+    low, high = (schema["minimum"], schema["maximum"]) if number else (schema["minLength"], schema["maxLength"])
+
+    values = [value if number else "x" * value for value in (low, high, low - 1, high + 1)]
+    statuses = [bmw.patch_json("/auto/BMW", {name: value}, status="*").status_int for value in values]
+
+    assert statuses == [202, 202, 400, 400]
+
+
+@pytest.mark.parametrize("name", ["username", "password"])
+def test_openapi_has_the_limits_of_credentials(client, document, name):
+    schema = document["components"]["schemas"]["Credentials"]["properties"][name]
+    values = ["y" * length for length in (schema["minLength"], schema["maxLength"], 0, schema["maxLength"] + 1)]
+
+    bodies = [{"username": f"bob {number}", "password": "x", name: value} for number, value in enumerate(values)]
+    statuses = [client.post_json("/register", body, status="*").status_int for body in bodies]
+
+    assert statuses == [201, 201, 400, 400]
+
+
+@pytest.mark.parametrize(
+    "text", [" ", "a\n", "\0", "a\u200bb", "a\u200cb", "\u200c", "\U000e0001", "\ufeff", "😀", "a\u2028b"], ids=ascii
+)
+def test_openapi_has_the_characters_of_a_text(bmw, document, text):
+    pattern = document["components"]["schemas"]["Car"]["properties"]["stock"]["pattern"]
+
+    answer = bmw.patch_json("/auto/BMW", {"stock": text}, status="*")
+
+    assert (answer.status_int == 202) == bool(re.search(pattern.replace("$", r"\Z"), text))
+
+
+@pytest.mark.parametrize(
+    ("operation", "required"),
+    [
+        ("POST /auto/{mark}", {*CAR}),
+        ("PUT /auto/{mark}", {*CAR}),
+        ("PATCH /auto/{mark}", set()),
+        ("PUT /stock", {"mark", *CAR}),
+    ],
+)
+def test_openapi_has_the_fields_of_bodies(document, operations, operation, required):
+    schema = schema_in(document, operations[operation]["requestBody"]["content"])
+
+    assert set(schema.get("required", ())) == required
+    assert schema["properties"].keys() | {"mark"} == {"mark", *CAR}
+    assert schema["additionalProperties"] is False
+
+
+def test_openapi_says_that_a_patch_needs_a_field(document, operations):
+    schema = schema_in(document, operations["PATCH /auto/{mark}"]["requestBody"]["content"])
+
+    assert schema.get("minProperties", 0) >= 1 or "anyOf" in schema
+
+
+@pytest.mark.parametrize("path", ["/auto/BMW", "/stock", "/history", "/history/BMW", "/health"])
+def test_openapi_has_the_fields_of_answers(bmw, document, operations, path):
+    answer = bmw.get(path, status=200).json
+
+    schema = schema_in(document, operations["GET " + path.replace("BMW", "{mark}")]["responses"]["200"]["content"])
+    given = answer[0] if isinstance(answer, list) else answer
+    assert list(given) == list(schema["properties"]) == schema["required"]
+
+
+@pytest.mark.parametrize(
+    ("path", "names"),
+    [("/stock", {"order_by", "format", *map("".join, FILTERS)}), ("/history", set()), ("/history/{mark}", set())],
+)
+def test_openapi_has_the_parameters_that_are_taken(operations, path, names):
+    parameters = {
+        each["name"]: each["schema"] for each in operations["GET " + path]["parameters"] if each["in"] == "query"
+    }
+
+    assert parameters.keys() - {"before"} == names | {"limit", "after"}
+    assert parameters["limit"].items() >= {"minimum": 1, "maximum": 1000}.items()
+
+
+# The page
+
+
+def test_root_leads_to_the_page(testapp):
+    answer = testapp.get("/").follow(status=200)
+
+    assert answer.request.path == "/docs"
+
+
+def test_page_needs_no_internet(testapp):
+    answer = testapp.get("/docs", status=200)
+
+    assert (answer.content_type, answer.charset) == ("text/html", "utf-8")
+    assert "//" not in answer.text
+    policy = dict(part.split(None, 1) for part in answer.headers["Content-Security-Policy"].split(";"))
+    assert policy["default-src"] in ("'none'", "'self'")
+    assert set(" ".join(policy.values()).split()) <= {"'self'", "'none'", "'unsafe-inline'", "data:"}
+
+
+def test_page_finds_all_its_parts(testapp):
+    parts = re.findall(r'(?:src|href)="([^"]+)"', testapp.get("/docs").text)
+
+    answers = [testapp.get(urljoin("/docs", part), status=200) for part in parts]
+
+    assert {answer.content_type for answer in answers} >= {"text/javascript", "text/css"}
+    assert any(re.search(r'url: "/?openapi\.json"', answer.text) for answer in answers if b"\0" not in answer.body)
+
+
+@pytest.mark.parametrize(
+    "path", ["dealer.py", "../dealer.py", "%2E%2E/dealer.py", "..%2Fdealer.py", "swagger-ui.css/x"]
+)
+def test_page_gives_no_other_file(refused, path):
+    assert_error(refused.get("/docs/" + path, status=404), 404, "Not found")
+
+
+def test_health(testapp):
+    assert_json(testapp.get("/health", status=200), 200, {"status": "ok"})
+
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Part 3: Settings

@@ -1,7 +1,7 @@
-"""Walk README's tour as a reader would: paste each command into one shell, and compare what comes back.
+"""Walk README's tour: paste each command into one shell, and compare what comes back.
 
-``python .ci/tour.py`` starts the server of this folder on an empty database and fails at the first answer that is not the
-one the page shows. Times differ, and so do ids of entries.
+``python .ci/tour.py`` starts the server of this folder on an empty database, and fails at the first answer that is not
+the one the page shows, times apart.
 """
 
 import os

@@ -56,12 +56,12 @@ class fold(GenericFunction):
 @compiles(fold, "postgresql")
 def fold_on_postgresql(element, compiler, **kw):
     """Spell `folded` in SQL: the collation is what makes PostgreSQL fold more than ASCII."""
-    return f"replace(lower(upper({compiler.process(element.clauses, **kw)} COLLATE \"und-x-icu\")), 'ς', 'σ')"
+    return f'upper(lower({compiler.process(element.clauses, **kw)} COLLATE "und-x-icu"))'
 
 
 def folded(text):
     """Give a text without its case: ``STRASSE`` and ``Straße`` are one, and so are the forms of sigma."""
-    return text.upper().lower().replace("ς", "σ")
+    return text.lower().upper()
 
 
 TEXT_OPERATORS = {

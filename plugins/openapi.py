@@ -156,7 +156,6 @@ class OpenAPIPlugin:
             (full,), parts = msgspec.json.schema_components([body], ref_template=REFERENCE)
             schema = parts[full["$ref"].rpartition("/")[2]]
             schema["required"] = [name for name in schema["required"] if name not in arguments]
-            schema["properties"] = {key: value for key, value in schema["properties"].items() if key not in arguments}
             schema["minProperties"] = max(1, len(schema["required"]))
         example = {name: value for name, value in body.example.items() if name not in arguments}
         return {JSON: {"schema": schema, "example": example}}
