@@ -18,7 +18,7 @@ from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Literal
-from urllib.parse import quote, urlencode
+from urllib.parse import quote, urlencode, urlsplit
 
 import argon2
 import msgspec
@@ -96,6 +96,7 @@ def database_url(text):
     elif scheme != "sqlite" or not rest.strip("/") or rest.startswith("/:memory:"):
         raise ValueError("must be sqlite:///file or postgresql://user:password@host/database")
     try:
+        urlsplit(text)
         make_url(text)
     except (exc.ArgumentError, ValueError):
         raise ValueError("cannot be read as a URL") from None
@@ -126,30 +127,28 @@ class Settings:
     log_level: str = setting("INFO", one_of("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"), "least level logged")
 
 
-def signing_key(settings, url):
-    """Give the key that signs tokens: the one that was set, or for SQLite one made at random beside the database.
-
-    The file is linked into place whole, so that of two processes that start at once both use the same key.
-    """
-    if settings.jwt_secret:
-        return settings.jwt_secret
-    if not url.drivername.startswith("sqlite"):
-        raise SettingError("JWT_SECRET: must be given with PostgreSQL")
+def signing_key(url):
+    """Give the key that signs tokens with SQLite: made once at random, and kept in a file beside the database."""
     path = Path(url.database + ".secret")
-    if not path.exists():
-        draft = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
-        with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            file.write(secrets.token_hex(32))
-        try:
-            os.link(draft, path)
-        except FileExistsError:
-            pass
-        finally:
-            draft.unlink()
     try:
+        if not path.exists():
+            keep_secret(path, secrets.token_hex(32))
         return secret(path.read_text().strip())
-    except ValueError as error:
-        raise SettingError(f"JWT_SECRET: in {path.name} {error}") from None
+    except (OSError, ValueError) as error:
+        raise SettingError(f"JWT_SECRET: {path.name}: {getattr(error, 'strerror', None) or error}") from None
+
+
+def keep_secret(path, text):
+    """Write a file that only its owner can read, whole or not at all: who comes second leaves it as it is."""
+    draft = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
+    with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(text)
+    try:
+        os.link(draft, path)
+    except FileExistsError:
+        pass
+    finally:
+        draft.unlink()
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -876,8 +875,10 @@ def create_app(settings=None):
     """Build the application over its database; raises `SettingError` where a setting cannot work."""
     settings = settings or Settings()
     url = make_url(settings.database_url)
-    key = signing_key(settings, url)
+    if not settings.jwt_secret and not url.drivername.startswith("sqlite"):
+        raise SettingError("JWT_SECRET: must be given with PostgreSQL")
     db = open_database(settings)
+    key = settings.jwt_secret or signing_key(url)
     users, history = Users(db, settings.registration), History(db)
     app = Bottle()
     for plugin in (
@@ -956,7 +957,7 @@ def read_command_line(arguments):
 def run_server(settings):
     """Serve the application until SIGTERM or Ctrl-C."""
     app = create_app(settings)
-    database = make_url(settings.database_url).render_as_string(hide_password=True)
+    database = make_url(settings.database_url).set(query={}).render_as_string(hide_password=True)
     try:
         serve(
             app,
@@ -1010,12 +1011,14 @@ def back_up(settings, target):
         return refuse("use pg_dump to back up PostgreSQL")
     try:
         os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+    except OSError as error:
+        return refuse(f"{target}: {error.strerror}")
+    try:
         source = sqlite3.connect(Path(url.database).resolve().as_uri() + "?mode=ro", uri=True)
         with closing(source), closing(sqlite3.connect(target)) as copy:
-            source.backup(copy)
-    except FileExistsError:
-        return refuse(f"{target} exists already")
-    except (OSError, sqlite3.Error) as error:
+            source.backup(copy)  # all pages in one go, so of one moment
+    except sqlite3.Error as error:
+        os.unlink(target)
         return refuse(f"{target}: {error}")
     return 0
 

@@ -21,7 +21,10 @@ import operator
 import os
 import re
 import shutil
+import signal
 import socket
+import sqlite3
+import statistics
 import subprocess
 import sys
 import threading
@@ -29,7 +32,7 @@ import time
 import unicodedata
 import warnings
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -3177,21 +3180,969 @@ def test_health(testapp):
 # Part 3: Settings
 # ----------------------------------------------------------------------------------------------------------------------
 
+NOT_OURS = "203.0.113.7"  # an address for documentation: whoever is not stopped before cannot listen there
+TYPED = "geheim"  # what must not show
+PROGRAM = [sys.executable, str(HERE / "dealer.py")]
+SETTINGS = [option.name.upper() for option in fields(dealer.Settings)]
+
+
+@contextmanager
+def started(folder, *options, **settings):
+    """Give a server with settings of its own, the first line that it writes, and the file that it logs to."""
+    port, log = free_port(), folder / "standard-error.log"
+    command = [*PROGRAM, "--port", str(port), *options]
+    with (
+        open(log, "wb") as file,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=file, text=True, env=environment(**settings)) as child,
+    ):
+        try:
+            line = child.stdout.readline()
+            assert line, log.read_text()
+            yield Server(child, port), line, log
+        finally:
+            child.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                child.wait(15)
+            child.kill()
+
+
+def run(*arguments, text="", **settings):
+    """Run the program to its end, which must come within ten seconds."""
+    env = environment(**settings)
+    return subprocess.run([*PROGRAM, *arguments], input=text, env=env, capture_output=True, text=True, timeout=10)
+
+
+def assert_refusal(child, code, word):
+    """Compare what is left of a program that could not do its work: one line on standard error, without a password."""
+    assert (child.returncode, child.stdout) == (code, "")
+    assert re.fullmatch(rf"[^\n]*\b{word}\b[^\n]*\n", child.stderr), child.stderr
+    assert TYPED not in child.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *[("JWT_SECRET", value) for value in ("short", "x" * 31, "é" * 15)],
+        *[("PORT", value) for value in ("abc", "70000", "-1", "٨٠٨٠", "8e3")],
+        *[("THREADS", value) for value in ("0", "four")],
+        *[("JWT_TTL", value) for value in ("0", "-1", "1.5", "9" * 30)],
+        *[("LOG_LEVEL", "x"), ("REGISTRATION", "x"), ("PASSWORD_MIN", "0"), ("PASSWORD_MIN", "1025")],
+        *[("TRUSTED_PROXY", value) for value in ("proxy", "10.0.0.0/8", "192.0.2.1,192.0.2.2")],
+        *[("CORS_ORIGINS", value) for value in ("shop.example", "https://shop.example/", "https://a.example,,")],
+        *[("DATABASE_URL", "garbage"), ("DATABASE_URL", "sqlite://"), ("HOST", NOT_OURS)],
+        ("DATABASE_URL", f"mysql://dealer:{TYPED}@localhost/dealer"),
+        ("DATABASE_URL", f"postgresql://dealer:{TYPED}@localhost:port/dealer"),
+        ("DATABASE_URL", f"postgresql://dealer:{TYPED}@[localhost/dealer"),
+    ],
+)
+@pytest.mark.parametrize("source", ["environment", "option"])
+def test_setting_that_cannot_work_ends_the_start(tmp_path, monkeypatch, capfd, source, name, value):
+    given = {"HOST": NOT_OURS, "DATABASE_URL": sqlite_store(tmp_path).url, "JWT_SECRET": SECRET, name: value}
+    options = [f"--{name.lower().replace('_', '-')}={given.pop(name)}"] if source == "option" else []
+    for setting in SETTINGS:
+        monkeypatch.delenv(setting, raising=False)
+    for setting, text in given.items():
+        monkeypatch.setenv(setting, text)
+
+    code = dealer.main(options)
+
+    ended = subprocess.CompletedProcess(options, code, *capfd.readouterr())
+    assert_refusal(ended, 2, name)
+    assert (NOT_OURS in ended.stderr) == (name == "HOST")
+
+
+def message(kind, data):
+    """Give a message as PostgreSQL sends it."""
+    return kind + (len(data) + 4).to_bytes(4, "big") + data
+
+
+LETS_NOBODY_IN = [
+    message(b"R", b"\0\0\0\3"),  # asks for the password
+    message(b"E", b'SFATAL\0C28P01\0Mpassword authentication failed for user "dealer"\0\0'),
+]
+
+
+@contextmanager
+def listening(*replies):
+    """Give the port of a server that answers what comes with these, one after the other, and then with silence."""
+
+    def answer():
+        with suppress(OSError):
+            while True:
+                connections.enter_context(connection := listener.accept()[0])
+                for reply in replies:
+                    connection.recv(4096)
+                    connection.sendall(reply)
+
+    with ExitStack() as connections, socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=answer)
+        thread.start()
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            thread.join()
+
+
+@pytest.mark.parametrize(
+    ("url", "replies", "settings", "name"),
+    [
+        pytest.param("postgresql", (), {"JWT_SECRET": SECRET}, "DATABASE_URL", id="silent"),
+        pytest.param("postgresql", LETS_NOBODY_IN, {"JWT_SECRET": SECRET}, "DATABASE_URL", id="wrong password"),
+        pytest.param("postgresql", (), {}, "JWT_SECRET", id="no secret"),
+        pytest.param("sqlite:///{folder}/nowhere/x.db", (), {"JWT_SECRET": SECRET}, "DATABASE_URL", id="no folder"),
+        pytest.param("sqlite:///{folder}/nowhere/x.db", (), {}, "DATABASE_URL", id="no folder, no secret"),
+        pytest.param("sqlite:///{folder}/text", (), {"JWT_SECRET": SECRET}, "DATABASE_URL", id="no database"),
+        pytest.param("sqlite:///{folder}/x.db", (), {}, "PORT", id="taken port"),
+    ],
+)
+def test_start_that_cannot_work_ends(tmp_path, url, replies, settings, name):
+    (tmp_path / "text").write_text("hello " * 1000)
+    with listening(*replies) as port:
+        if url == "postgresql":
+            url = f"postgresql://dealer:{TYPED}@127.0.0.1:{port}/dealer?sslmode=disable"
+        child = run(DATABASE_URL=url.format(folder=tmp_path), PORT=str(port), **settings)
+
+    assert_refusal(child, 2, name)
+
+
+def test_postgresql_out_of_reach_ends_the_start():
+    port = free_port()
+    child = run(DATABASE_URL=f"postgresql://dealer:{TYPED}@127.0.0.1:{port}/dealer", JWT_SECRET=SECRET, PORT="0")
+
+    assert_refusal(child, 2, "DATABASE_URL")
+
+
+def test_help_lists_all_settings():
+    child = run("--help", PORT="abc")
+
+    assert (child.returncode, child.stderr) == (0, "")
+    for name in SETTINGS:
+        assert name in child.stdout
+        assert f"--{name.lower().replace('_', '-')} " in child.stdout
+
+
+def test_importing_reads_no_setting():
+    settings = environment(**dict.fromkeys(SETTINGS, "nonsense"))
+
+    child = subprocess.run([sys.executable, "-c", "import dealer"], cwd=HERE, env=settings, capture_output=True)
+
+    assert (child.returncode, child.stdout, child.stderr) == (0, b"", b"")
+
+
+def test_environment_sets_and_options_override(tmp_path):
+    given = {"HOST": NOT_OURS, "PORT": "1", "DATABASE_URL": sqlite_store(tmp_path).url, "JWT_SECRET": SECRET}
+    given |= {"JWT_TTL": "77", "THREADS": "2", "TRUSTED_PROXY": "127.0.0.1", "REGISTRATION": "closed"}
+    given |= {"CORS_ORIGINS": "https://shop.example, http://localhost:3000", "LOG_LEVEL": "WARNING"}
+    assert run("adduser", USERNAME, text=PASSWORD, **given).returncode == 0
+
+    with started(tmp_path, "--host", "127.0.0.1", **given) as (server, _, log):
+        right = server.request("POST", "/auth", CREDENTIALS, Origin="http://localhost:3000")
+        closed = server.request("POST", "/register", CREDENTIALS)
+        server.request("POST", "/auth", {**CREDENTIALS, "password": "wrong"}, **{"X-Forwarded-For": "192.0.2.99"})
+
+        assert (right.json["expires_in"], closed.status_int) == (77, 403)
+        assert_headers(right, Access_Control_Allow_Origin="http://localhost:3000")
+        (line,) = log.read_text().splitlines()
+        assert re.search(r"WARNING .*192\.0\.2\.99", line)
+
+
+@pytest.mark.parametrize("place", ["user", "query"])
+def test_start_message_tells_address_and_database(database, tmp_path, place):
+    url = sqlalchemy.make_url(database.url)
+    password = url.password or TYPED
+    if database.name == "postgresql":
+        url = url.set(password=password) if place == "user" else url.update_query_dict({"password": password})
+
+    with started(tmp_path, DATABASE_URL=url.render_as_string(False), JWT_SECRET=SECRET) as (server, line, log):
+        assert f"http://127.0.0.1:{server.port}" in line
+        assert url.database in line
+        assert password not in line + log.read_text()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_ends_with_0(tmp_path, number):
+    with started(tmp_path, DATABASE_URL=sqlite_store(tmp_path).url) as (server, _, log):
+        with closing(http.client.HTTPConnection("127.0.0.1", server.port)) as connection:
+            connection.request("GET", "/health")
+            connection.getresponse().read()  # the connection stays open
+            server.process.send_signal(number)
+
+            assert server.process.wait(10) == 0
+        assert "Traceback" not in log.read_text()
+
+
+@pytest.mark.parametrize("username", [USERNAME, "bob"])
+def test_closed_registration_is_403(make_app, database, account, username):
+    testapp = TestApp(make_app(registration="closed"))
+    database.insert("users", account.row)
+
+    answer = testapp.post_json("/register", {"username": username, "password": "x"}, status=403)
+
+    assert_error(answer, 403, "Registration is closed")
+    assert database.query("SELECT * FROM users") == [account.row]
+
+
+@pytest.mark.parametrize(("password", "fine"), [("p" * 7, False), ("e\u0301" * 7, False), ("p" * 8, True)])
+def test_shortest_new_password(make_app, database, account, password, fine):
+    testapp = TestApp(make_app(password_min=8))
+    database.insert("users", account.row)
+    testapp.authorization = ("Bearer", testapp.post_json("/auth", CREDENTIALS).json["access_token"])
+
+    new = testapp.post_json("/register", {"username": "bob", "password": password}, status="*")
+    other = testapp.put_json("/account/password", {"password": PASSWORD, "new_password": password}, status="*")
+
+    assert (new.status_int, other.status_int) == ((201, 202) if fine else (400, 400))
+    assert fine or other.json == {"Error": "new_password: must be at least 8 characters"}
+
+
+SHOP = "https://shop.example"
+EXPOSED = {"ETag", "Link", "Location", "Retry-After", "X-Request-ID", "X-Total-Count"}
+PREFLIGHT = {"Access-Control-Request-Method": "PUT"}
+
+
+def list_of(answer, name):
+    """Give the members of a header that is a list."""
+    return {part.strip() for line in answer.headers.getall(name) for part in line.split(",")}
+
+
+def test_preflight_of_an_allowed_origin(make_app):
+    testapp = TestApp(make_app(cors_origins=("https://a.example", SHOP)))
+
+    answer = testapp.options("/auto/BMW", headers={"Origin": SHOP, **PREFLIGHT}, status=204)
+
+    assert_headers(answer, Access_Control_Allow_Origin=SHOP, Access_Control_Allow_Credentials=None)
+    assert list_of(answer, "Access-Control-Allow-Methods") >= {"GET", "POST", "PUT", "PATCH", "DELETE"}
+    assert list_of(answer, "Access-Control-Allow-Headers") >= {"Authorization", "Content-Type", "If-Match"}
+
+
+def test_allowed_origin_may_read_answers_and_errors(make_app):
+    testapp = TestApp(make_app(cors_origins=(SHOP,)))
+
+    for path, status in {"/health": 200, "/stock": 401, "/nothing": 404, "/auth": 405}.items():
+        answer = testapp.get(path, headers={"Origin": SHOP}, status=status)
+        assert_headers(answer, Access_Control_Allow_Origin=SHOP)
+        assert list_of(answer, "Access-Control-Expose-Headers") == EXPOSED
+        assert "Origin" in list_of(answer, "Vary")
+
+
+OTHERS = ["https://evil.example", "http://shop.example", SHOP + ".evil.example", SHOP + ":8443", "null"]
+
+
+@pytest.mark.parametrize(("allowed", "origins"), [((SHOP,), OTHERS), ((), [SHOP])])
+def test_other_origin_may_read_nothing(make_app, allowed, origins):
+    testapp = TestApp(make_app(cors_origins=allowed))
+
+    for origin in origins:
+        for method, asked in ("OPTIONS", PREFLIGHT), ("GET", {}):
+            answer = testapp.request("/health", method=method, headers={"Origin": origin, **asked}, status="*")
+            assert not [name for name in answer.headers if name.startswith("Access-Control-")]
+            assert not allowed or "Origin" in list_of(answer, "Vary")
+
+
+PROXY = "192.0.2.1"
+
+
+@pytest.mark.parametrize(
+    ("trusted", "remote", "forwarded", "address"),
+    [
+        *[(trusted, PROXY, "198.51.100.1, 203.0.113.9", "203.0.113.9") for trusted in (PROXY, "*")],
+        (PROXY, PROXY, "2001:db8::1", "2001:db8::1"),
+        *[(PROXY, PROXY, forwarded, PROXY) for forwarded in ("203.0.113.9, unknown", "203.0.113.9 evil", "")],
+        *[(trusted, "192.0.2.2", "203.0.113.9", "192.0.2.2") for trusted in (None, PROXY)],
+    ],
+)
+def test_only_the_proxy_names_another_client(make_app, caplog, trusted, remote, forwarded, address):
+    caplog.set_level(logging.INFO, "dealer.access")
+    testapp = TestApp(make_app(trusted_proxy=trusted))
+
+    testapp.get("/health", headers={"X-Forwarded-For": forwarded}, extra_environ={"REMOTE_ADDR": remote})
+
+    assert caplog.messages[-1].split()[0] == address
+
+
+def test_secret_that_is_made(tmp_path):
+    """Of eight that start at once each makes, or finds, the same one; later starts too; nobody else can read it."""
+    settings = dealer.Settings(database_url=sqlite_store(tmp_path).url)
+    barrier = threading.Barrier(8)
+
+    def start(_):
+        barrier.wait()
+        return stack.enter_context(closing(dealer.create_app(settings)))
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)  # so that they come between each other's steps
+    with ExitStack() as stack:
+        stack.callback(sys.setswitchinterval, interval)
+        with ThreadPoolExecutor(8) as pool:
+            apps = list(pool.map(start, range(8)))
+        apps.append(stack.enter_context(closing(dealer.create_app(settings))))
+        TestApp(apps[0]).post_json("/register", CREDENTIALS)
+        token = TestApp(apps[0]).post_json("/auth", CREDENTIALS).json["access_token"]
+
+        for app in apps:
+            TestApp(app).get("/stock", headers={"Authorization": f"Bearer {token}"}, status=400)
+    (path,) = [path for path in tmp_path.iterdir() if not re.search(r"\.db(-\w+)?$", path.name)]
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # Part 3: Accounts that end
 # ----------------------------------------------------------------------------------------------------------------------
+
+CHANGE = {"password": PASSWORD, "new_password": "sesame"}
+CONFIRMED = [("PUT", "/account/password", CHANGE), ("DELETE", "/account", {"password": PASSWORD})]
+confirmed = pytest.mark.parametrize(("method", "path", "body"), CONFIRMED)
+ending = pytest.mark.parametrize(("method", "path", "body"), [*CONFIRMED, ("POST", "/logout", None)])
+SENTENCES = {"/account/password": "Password changed", "/logout": "Logged out", "/account": "User deleted"}
+
+
+def end(client, method, path, body):
+    """Send what ends an account or its tokens."""
+    body, content_type = (b"", None) if body is None else (json.dumps(body), "application/json")
+    return send(client, method, path, body, content_type)
+
+
+@ending
+def test_end_ends_every_token(client, account, method, path, body):
+    tokens = [account.token, client.post_json("/auth", CREDENTIALS).json["access_token"]]
+
+    assert_json(end(client, method, path, body), 202, {"Message": SENTENCES[path]})
+
+    for token in tokens:
+        answer = client.get("/stock", headers={"Authorization": f"Bearer {token}"}, status=401)
+        assert_error(answer, 401, "Token is invalid or expired")
+
+
+@ending
+def test_end_ends_no_token_of_others(client, database, account, method, path, body):
+    database.insert("users", {**account.row, "username": "bob"})
+    token = client.post_json("/auth", {**CREDENTIALS, "username": "bob"}).json["access_token"]
+
+    end(client, method, path, body)
+
+    client.get("/stock", headers={"Authorization": f"Bearer {token}"}, status=400)
+
+
+@ending
+@pytest.mark.parametrize("here", [True, False])
+def test_end_counts_in_another_process(server, lasting_app, here, method, path, body):
+    testapp = TestApp(lasting_app)
+    testapp.authorization = ("Bearer", server.token)
+    before = [testapp.get("/stock", status="*"), server.request("GET", "/stock")]
+
+    end(testapp, method, path, body) if here else server.request(method, path, body)
+
+    assert statuses(before) == [400, 400]
+    assert statuses([testapp.get("/stock", status="*"), server.request("GET", "/stock")]) == [401, 401]
+
+
+@pytest.mark.parametrize("password", [PASSWORD, "another"])
+def test_name_registered_again_revives_no_token(client, password):
+    client.delete_json("/account", {"password": PASSWORD}, status=202)
+    client.post_json("/register", {"username": USERNAME, "password": password}, status=201)
+
+    client.get("/stock", status=401)
+
+
+@pytest.mark.parametrize(("number", "password", "status"), [(0, PASSWORD, 401), (0, "sesame", 200), (1, PASSWORD, 401)])
+def test_log_in_after_the_end(client, number, password, status):
+    end(client, *CONFIRMED[number])
+
+    client.post_json("/auth", {"username": USERNAME, "password": password}, status=status)
+
+
+@confirmed
+def test_wrong_password_is_403(refused, method, path, body):
+    assert_error(end(refused, method, path, {**body, "password": "wrong"}), 403, "Invalid password")
+
+
+@pytest.mark.parametrize("name", ["password", "new_password"])
+@pytest.mark.parametrize(
+    ("value", "sentence"),
+    [
+        *[("", length(1024)), ("x" * 1025, length(1024)), ("a\0", "must not hold NUL"), (1, "must be text")],
+        *[(None, "must be text"), (..., "is missing")],
+    ],
+)
+def test_wrong_value_of_a_password_is_400(refused, name, value, sentence):
+    body = {key: text for key, text in {**CHANGE, name: value}.items() if text is not ...}
+
+    assert_error(refused.put_json("/account/password", body, status=400), 400, f"{name}: {sentence}")
+
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Part 3: Guessing
 # ----------------------------------------------------------------------------------------------------------------------
 
+TOO_MANY = "Too many attempts. Try again later"
+WRONG = {**CREDENTIALS, "password": "wrong"}
+
+
+def guess(client, username=USERNAME, password="wrong", address="127.0.0.1", **environ):
+    """Try to log in."""
+    credentials = {"username": username, "password": password}
+    return client.post_json("/auth", credentials, extra_environ={"REMOTE_ADDR": address, **environ}, status="*")
+
+
+def failures(database):
+    """Give the failed logins that are stored."""
+    return database.query("SELECT * FROM failures")
+
+
+def fail(client, database, times, username=USERNAME):
+    """Fail to log in once, and have that stored as often as is said, since each password takes its time."""
+    before = failures(database)
+    assert guess(client, username).status_int == 401
+    (row,) = [row for row in failures(database) if row not in before]
+    for number in range(1, times):
+        database.insert("failures", {**row, "at": row["at"] - number})
+
+
+def let_pass(database, seconds):
+    """Make what is stored older."""
+    database.execute("UPDATE failures SET at = at - :passed", passed=seconds * 1000)
+
+
+def test_eleventh_failed_login_is_429(registered):
+    assert statuses(guess(registered) for _ in range(10)) == [401] * 10
+
+    answer = guess(registered)
+
+    assert_error(answer, 429, TOO_MANY)
+    assert 290 <= int(answer.headers["Retry-After"]) <= 300
+
+
+@pytest.mark.parametrize(("username", "password"), [(USERNAME, PASSWORD), (USERNAME, "wrong"), ("nobody", "wrong")])
+def test_password_is_not_looked_at_after_ten(registered, database, username, password):
+    def took(name):
+        began = time.perf_counter()
+        answers.append(guess(registered, name, password))
+        return time.perf_counter() - began
+
+    answers = []
+    looked_at = took("somebody else")
+    fail(registered, database, 10, username)
+
+    assert statistics.median(took(username) for _ in range(9)) < looked_at / 2
+    assert statuses(answers) == [401] + [429] * 9
+    assert len(failures(database)) == 11
+
+
+@pytest.mark.parametrize(
+    ("times", "failed", "username", "address", "status"),
+    [
+        (9, USERNAME, USERNAME, "127.0.0.1", 200),
+        (10, "bob", USERNAME, "127.0.0.1", 200),
+        (10, USERNAME, USERNAME, "192.0.2.11", 200),
+        (99, "bob", USERNAME, "127.0.0.1", 200),
+        (100, "bob", USERNAME, "127.0.0.1", 429),
+        (100, "bob", USERNAME, "192.0.2.11", 200),
+        (10, "Alice", "alice", "127.0.0.1", 200),
+        (10, "S\u030ckoda", "\u0160koda", "127.0.0.1", 429),
+    ],
+)
+def test_failures_count_by_name_and_address(registered, database, times, failed, username, address, status):
+    fail(registered, database, times, failed)
+
+    assert guess(registered, username, PASSWORD, address).status_int == status
+
+
+@confirmed
+def test_wrong_password_counts_as_failed_login(client, database, method, path, body):
+    client.extra_environ["REMOTE_ADDR"] = "127.0.0.1"
+    fail(client, database, 9)
+    assert end(client, method, path, {**body, "password": "wrong"}).status_int == 403
+
+    assert guess(client, password=PASSWORD).status_int == 429
+    assert_error(end(client, method, path, body), 429, TOO_MANY)
+
+
+@pytest.mark.parametrize(
+    ("username", "password", "environ", "status"),
+    [
+        *[(USERNAME, PASSWORD, {}, 200), (USERNAME, "", {}, 400), ("\n", "wrong", {}, 400)],
+        (USERNAME, "wrong", {"server.error": (503, "Too many logins wait. Try again later")}, 503),
+    ],
+)
+def test_what_is_no_failed_login_does_not_count(registered, database, username, password, environ, status):
+    assert guess(registered, username, password, **environ).status_int == status
+
+    assert failures(database) == []
+
+
+def test_success_forgives_nothing(registered, database):
+    fail(registered, database, 9)
+
+    assert [guess(registered, password=password).status_int for password in (PASSWORD, "x", "x")] == [200, 401, 429]
+
+
+@pytest.mark.parametrize(("seconds", "status"), [(295, 429), (300, 200)])
+def test_failures_hold_for_five_minutes(registered, database, seconds, status):
+    fail(registered, database, 10)
+    let_pass(database, seconds)
+
+    answer = guess(registered, password=PASSWORD)
+
+    assert answer.status_int == status
+    assert 0 <= int(answer.headers.get("Retry-After", 0)) <= 5
+
+
+def test_old_failures_are_forgotten(registered, database):
+    fail(registered, database, 10, "bob")
+    let_pass(database, 301)
+
+    guess(registered, address="192.0.2.11")
+
+    assert [row["address"] for row in failures(database)] == ["192.0.2.11"]
+
+
+def test_names_that_failed_are_not_stored(testapp, database):
+    guess(testapp, username="hunter2")  # a password, typed into the wrong field
+
+    assert "hunter2" not in str([database.query(f"SELECT * FROM {name}") for name in database.tables()])
+
+
+@pytest.mark.parametrize(("trusted", "status"), [(PROXY, 200), (None, 429)])
+def test_guesses_are_counted_per_client_of_the_proxy_only(make_app, database, account, trusted, status):
+    testapp = TestApp(make_app(trusted_proxy=trusted))
+    database.insert("users", account.row)
+    for _ in range(10):
+        guess(testapp, address=PROXY, HTTP_X_FORWARDED_FOR="203.0.113.10, 203.0.113.9")
+
+    answer = guess(testapp, USERNAME, PASSWORD, address=PROXY, HTTP_X_FORWARDED_FOR="203.0.113.10")
+
+    assert answer.status_int == status
+
+
+def test_guesses_count_in_another_process(server, lasting_app, database):
+    fail(TestApp(lasting_app), database, 10)
+
+    assert_error(server.request("POST", "/auth", CREDENTIALS), 429, TOO_MANY)
+
+
+@pytest.mark.parametrize(("before", "looked_at"), [(0, 10), (9, 1)])
+def test_simultaneous_guesses_in_two_processes_are_ten(server, lasting_app, database, before, looked_at):
+    def attempt(number):
+        barrier.wait()
+        return server.request("POST", "/auth", WRONG) if number % 2 else guess(TestApp(lasting_app))
+
+    if before:
+        fail(TestApp(lasting_app), database, before)
+    barrier = threading.Barrier(16)
+    with ThreadPoolExecutor(16) as pool:
+        answers = list(pool.map(attempt, range(16)))
+
+    assert statuses(answers) == [401] * looked_at + [429] * (16 - looked_at)
+
+
+def test_right_password_is_not_told_when_others_failed_meanwhile(registered, database):
+    fail(registered, database, 10)
+    rows = failures(database)
+    database.execute("DELETE FROM failures")
+    slow = argon2.PasswordHasher(time_cost=40, memory_cost=19456, parallelism=1).hash(PASSWORD)
+    database.execute("UPDATE users SET password = :slow", slow=slow)
+
+    with ThreadPoolExecutor(1) as pool:
+        login = pool.submit(guess, registered, USERNAME, PASSWORD)
+        time.sleep(0.1)
+        for row in rows:
+            database.insert("failures", row)
+
+    assert_error(login.result(), 429, TOO_MANY)
+
+
+def test_many_logins_keep_nobody_waiting(server):
+    with ThreadPoolExecutor(16) as pool:
+        names = [{"username": f"name {number}", "password": "x"} for number in range(16)]
+        logins = [pool.submit(server.request, "POST", "/auth", name) for name in names]
+        while not any(login.done() for login in logins):
+            time.sleep(0.001)
+        server.request("GET", "/health")
+        done = sum(login.done() for login in logins)
+
+    assert done < 12
+    assert statuses(login.result() for login in logins) == [401] * 16
+
+
+def test_wrong_password_and_unknown_name_take_the_same_time(registered):
+    took = {USERNAME: [], "nobody": []}
+    for number in range(20):
+        for username, times in took.items():
+            began = time.perf_counter()
+            guess(registered, username, address=f"192.0.2.{number}")
+            times.append(time.perf_counter() - began)
+
+    known, unknown = (statistics.median(times) for times in took.values())
+    print(f"medians: wrong password {known * 1000:.1f} ms, unknown name {unknown * 1000:.1f} ms")
+    assert abs(known - unknown) < 0.25 * max(known, unknown)
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # Part 3: At the console
 # ----------------------------------------------------------------------------------------------------------------------
 
+
+def test_adduser_reads_the_password_from_a_pipe(registered, database):
+    child = run("adduser", "Вася", text=" pass word \r\n", DATABASE_URL=database.url, REGISTRATION="closed")
+
+    assert (child.returncode, child.stderr) == (0, "")
+    registered.post_json("/auth", {"username": "Вася", "password": " pass word "}, status=200)
+
+
+@pytest.mark.parametrize(
+    ("username", "text", "said"),
+    [
+        (USERNAME, "another\n", "User already exists"),
+        *[("a\tb", "sesame\n", "username"), ("x" * 81, "sesame\n", "username")],
+        *[("bob", "short\n", "password"), ("bob", "", "password")],
+    ],
+)
+def test_adduser_refuses(database, account, app, username, text, said):
+    database.insert("users", account.row)
+
+    assert_refusal(run("adduser", username, text=text, DATABASE_URL=database.url, PASSWORD_MIN="6"), 1, said)
+
+    assert database.query("SELECT * FROM users") == [account.row]
+
+
+def test_adduser_asks_for_the_password_without_showing_it(tmp_path):
+    ours, theirs = pytest.importorskip("pty").openpty()
+    pipes = {"stdin": theirs, "stdout": theirs, "stderr": subprocess.PIPE, "start_new_session": True}
+    env = environment(DATABASE_URL=sqlite_store(tmp_path).url)
+    with subprocess.Popen([*PROGRAM, "adduser", "bob"], env=env, **pipes) as child:
+        prompt = child.stderr.read(10)
+        os.write(ours, TYPED.encode() + b"\n")
+        code = child.wait(10)
+    shown = os.read(ours, 4096)
+    os.close(ours)
+    os.close(theirs)
+
+    assert (prompt, code) == (b"Password: ", 0)
+    assert TYPED.encode() not in shown
+
+
+def test_backup_copies_one_moment_of_a_live_database(tmp_path, account):
+    store, copy = sqlite_store(tmp_path), Store(f"sqlite:///{tmp_path / 'copy.db'}")
+    with open_app(store) as app, closing(sqlite3.connect(tmp_path / "dealer.db")) as writer:
+        store.insert("users", account.row)
+        TestApp(app).post_json("/auto/BMW", CAR, headers={"Authorization": f"Bearer {account.token}"}, status=201)
+        writer.execute("INSERT INTO autos SELECT 'half', 1, 2, 'x', 'y', ''")
+        child = run("backup", str(tmp_path / "copy.db"), DATABASE_URL=store.url)
+
+    assert (child.returncode, child.stderr) == (0, "")
+    assert copy.query("PRAGMA integrity_check") == [{"integrity_check": "ok"}]
+    with open_app(copy) as app:
+        answer = TestApp(app).get("/stock", headers={"Authorization": f"Bearer {account.token}"})
+        assert_json(answer, 200, [{"mark": "BMW", **CAR}])
+
+
+@pytest.mark.parametrize(
+    ("source", "target"), [("dealer.db", "text"), ("dealer.db", "nowhere/copy.db"), ("missing.db", "copy.db")]
+)
+def test_backup_that_is_refused_leaves_all_as_it_was(tmp_path, source, target):
+    (tmp_path / "text").write_text("precious")
+    with open_app(sqlite_store(tmp_path)):
+        pass
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+
+    child = run("backup", str(tmp_path / target), DATABASE_URL=f"sqlite:///{tmp_path / source}")
+
+    assert_refusal(child, 1, Path(target).name)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_backup_of_postgresql_names_pg_dump_without_connecting(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"postgresql://dealer:{TYPED}@127.0.0.1:{listener.getsockname()[1]}/dealer"
+        assert_refusal(run("backup", str(tmp_path / "copy.db"), DATABASE_URL=url), 1, "pg_dump")
+
+        listener.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            listener.accept()
+    assert list(tmp_path.iterdir()) == []
+
+
+FIRST_SCHEMA = """
+CREATE TABLE schema_version (version INTEGER NOT NULL) STRICT;
+CREATE TABLE users (
+    username TEXT COLLATE "BINARY" NOT NULL, password TEXT COLLATE "BINARY" NOT NULL,
+    session TEXT COLLATE "BINARY" NOT NULL, PRIMARY KEY (username)
+) STRICT;
+CREATE TABLE autos (
+    mark TEXT COLLATE "BINARY" NOT NULL, max_speed INTEGER NOT NULL, distance INTEGER NOT NULL,
+    handler TEXT COLLATE "BINARY" NOT NULL, stock TEXT COLLATE "BINARY" NOT NULL, PRIMARY KEY (mark),
+    CONSTRAINT max_speed_range CHECK (max_speed BETWEEN 0 AND 9007199254740991),
+    CONSTRAINT distance_range CHECK (distance BETWEEN 0 AND 9007199254740991)
+) WITHOUT ROWID, STRICT;
+INSERT INTO schema_version VALUES (1);
+INSERT INTO autos VALUES ('BMW', 280, 400, 'Auto Motors', 'Germany')"""
+POSTGRES_WORDS = {'"BINARY"': '"C"', " WITHOUT ROWID, STRICT": "", " STRICT": "", " INTEGER ": " BIGINT "}
+ANEW = "DROP SCHEMA public CASCADE", "CREATE SCHEMA public"
+
+
+@pytest.fixture
+def first_version(store, tmp_path, account):
+    """A database as the first version of the program left it, with an account and a car."""
+    sql = FIRST_SCHEMA
+    if store.name == "postgresql":  # there is but one: its tables come back after
+        sql = re.sub("|".join(POSTGRES_WORDS), lambda word: POSTGRES_WORDS[word[0]], sql)
+        store.execute(*ANEW)
+    database = store if store.name == "postgresql" else sqlite_store(tmp_path)
+    database.execute(*sql.split(";\n"))
+    database.insert("users", account.row)
+    yield database
+    if store.name == "postgresql":
+        store.execute(*ANEW)
+        with open_app(store):
+            pass
+
+
+def test_older_schema_is_brought_up(first_version, account):
+    with open_app(first_version):
+        pass  # the second start finds it new
+    with open_app(first_version) as app:
+        client = TestApp(app)
+        client.authorization = ("Bearer", account.token)
+        answer = client.get("/auto/BMW")
+        etag = {"If-Match": answer.headers["ETag"]}
+
+        assert_json(answer, 200, {"mark": "BMW", **CAR})
+        client.put_json("/auto/BMW", OTHER_CAR, headers=etag, status=202)
+        client.put_json("/auto/BMW", CAR, headers=etag, status=412)
+        client.post_json("/auth", CREDENTIALS, status=200)
+        assert [entry["action"] for entry in client.get("/history/BMW").json] == ["updated"]
+
+
+def definitions(store):
+    """Give what the columns and the indexes of every table are."""
+    inspector = sqlalchemy.inspect(store.engine)
+    return {
+        name: (
+            {(column["name"], str(column["type"]), column["nullable"]) for column in inspector.get_columns(name)},
+            {(index["name"], *index["column_names"]) for index in inspector.get_indexes(name)},
+        )
+        for name in store.tables()
+    }
+
+
+def test_older_schema_becomes_that_of_a_new_database(first_version, store):
+    if store.name == "postgresql":
+        pytest.skip("there is no second database")
+    with open_app(first_version), open_app(store):
+        assert definitions(first_version) == definitions(store)
+
+
+def test_newer_schema_is_refused(database, app):
+    database.execute("UPDATE schema_version SET version = version + 1")
+    try:
+        assert_refusal(run(DATABASE_URL=database.url, JWT_SECRET=SECRET, PORT="0"), 2, "DATABASE_URL")
+    finally:
+        database.execute("UPDATE schema_version SET version = version - 1")
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # Part 3: Log
 # ----------------------------------------------------------------------------------------------------------------------
+
+LINE = re.compile(
+    r"(?P<time>\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3})Z INFO (?P<address>\S+) (?P<identity>\S+) "
+    r"(?P<method>\S+) (?P<path>\S+) (?P<status>\d{3}) [\d.]+ms (?P<request_id>\S+)"
+)
+
+
+@pytest.fixture(scope="module")
+def logged(tmp_path_factory, account):
+    """A server that logs all it can, and its log."""
+    store = sqlite_store(tmp_path_factory.mktemp("logged"))
+    folder = Path(sqlalchemy.make_url(store.url).database).parent
+    with started(folder, DATABASE_URL=store.url, JWT_SECRET=SECRET, LOG_LEVEL="DEBUG") as (server, _, log):
+        store.insert("users", account.row)
+        yield server._replace(token=account.token), log
+
+
+def lines_of(log, answer):
+    """Give the lines of the log from the end of the request before to that of an answer's, once they are there."""
+    request_id = answer.headers["X-Request-ID"]
+    for _ in range(200):
+        *before, last = [""] * 2 + log.read_text().split("\n")[:-1]
+        if last.endswith(" " + request_id):
+            begin = max((number for number, line in enumerate(before, 1) if LINE.fullmatch(line)), default=0)
+            return [line for line in before[begin:] if line] + [last]
+        time.sleep(0.01)
+    return pytest.fail(f"the log does not end with {request_id}: {last}")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "headers", "identity", "status"),
+    [
+        *[("GET", "/stock", {}, USERNAME, 400), ("HEAD", "/auto/BMW%20i4", {}, USERNAME, 404)],
+        *[("GET", "/health", {}, "-", 200), ("GET", "/nothing", {}, "-", 404), ("DELETE", "/auth", {}, "-", 405)],
+        *[("GET", "/stock", {"Authorization": ""}, "-", 401), ("GET", "/docs", {"Host": "a b"}, "-", 400)],
+    ],
+)
+def test_log_has_a_line_of_every_request(logged, method, path, headers, identity, status):
+    server, log = logged
+
+    answer = server.request(method, path, **headers)
+
+    (line,) = lines_of(log, answer)
+    found = LINE.fullmatch(line).groupdict()
+    assert abs(datetime.fromisoformat(found.pop("time") + "+00:00") - datetime.now(UTC)).total_seconds() < 60
+    assert found == {
+        "address": "127.0.0.1",
+        "identity": identity,
+        "method": method,
+        "path": path,
+        "status": str(status),
+        "request_id": answer.headers["X-Request-ID"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "headers", "said"),
+    [
+        ("POST", "/auth", CREDENTIALS, {}, f"login: {USERNAME}"),
+        ("POST", "/auth", WRONG, {}, f"login failed: {USERNAME} from 127.0.0.1"),
+        ("GET", "/stock", None, {"Authorization": "Bearer x"}, "token refused from 127.0.0.1"),
+    ],
+)
+def test_log_has_a_line_of_every_login_and_refused_token(logged, method, path, body, headers, said):
+    server, log = logged
+
+    event, _ = lines_of(log, server.request(method, path, body, **headers))
+
+    assert said in event
+
+
+def is_control(character):
+    """Tell whether a character could end a line, or move the cursor of a terminal."""
+    return unicodedata.category(character) in ("Cc", "Cf", "Zl", "Zp")
+
+
+@pytest.mark.parametrize("username", ['o\'brien "x"', "two words 200 1.0ms id", "Вася", "a\u2028b", "%0a\\n"])
+def test_names_cannot_forge_the_log(logged, username):
+    server, log = logged
+    server.request("POST", "/register", {"username": username, "password": "x"})
+    answers = [server.request("POST", "/auth", {"username": username, "password": word}) for word in ("wrong", "x")]
+
+    answer = server._replace(token=answers[1].json["access_token"]).request("GET", "/stock")
+
+    (line,) = lines_of(log, answer)
+    assert LINE.fullmatch(line)["status"] == "400"
+    assert not any(map(is_control, log.read_text().replace("\n", "")))
+
+
+@pytest.mark.parametrize(
+    "data",
+    table(
+        [b"GET /a%0A2026-01-01T00:00:00.000Z%1b%5B31m HTTP/1.1"],
+        [b"GET /a%C2%85%E2%80%A8%E2%80%AE HTTP/1.1"],
+        [b"GET /a\xc2\x85\xe2\x80\xa8b HTTP/1.1"],
+        [b"GET /a\x1b[31m HTTP/1.1"],
+        [b"G\x9b31mET / HTTP/1.1"],
+        [b"GET http://h\x9b31m/ HTTP/1.1"],
+        [b"GET /a\rb HTTP/1.1"],
+        [b"GET /health HTTP/1.1\r\nX-Request-ID: a\x9b31m"],
+        [b"GET /health HTTP/1.1\r\nX-Request-ID: a\r\nX-Request-ID: b"],
+        [b"GET /stock HTTP/1.1\r\nAuthorization: Bearer a\x9b31m"],
+        [b"POST /auth HTTP/1.1\r\nX-HTTP-Method-Override: P\x9b31m"],
+    ),
+)
+def test_raw_bytes_cannot_forge_the_log(logged, data):
+    server, log = logged
+
+    answer = server.send_bytes(data + b"\r\nHost: a\r\nConnection: close\r\n\r\n")
+
+    *_, line = lines = lines_of(log, answer)
+    assert LINE.fullmatch(line)["request_id"] == answer.headers["X-Request-ID"]
+    assert not any(map(is_control, "".join(lines)))
+
+
+def test_log_holds_no_secret(logged):
+    server, log = logged
+    carol = {"username": "carol", "password": f"{TYPED}-1"}
+    assert server.request("POST", "/register", carol).status_int == 201
+    token = server.request("POST", "/auth", carol).json["access_token"]
+    requests = [
+        ("POST", "/auth", {**carol, "password": f"{TYPED}-2"}),
+        ("POST", "/auth", {"username": TYPED, "password": "carol"}),  # typed into the wrong field
+        ("POST", "/auth", json.dumps(carol)[:-1]),
+        ("POST", "/auth", {**carol, TYPED: "x"}),
+        ("GET", f"/stock?access_token={token}&password={TYPED}", None),
+        ("DELETE", "/account", {"password": f"{TYPED}-3"}),
+        ("PUT", "/account/password", {**carol, "new_password": TYPED}),
+        ("PUT", "/account/password", {"password": carol["password"], "new_password": TYPED}),
+    ]
+    for method, path, body in requests:
+        server._replace(token=token).request(method, path, body, **{"Content-Type": "application/json"})
+    for authorization in (f"Bearer {token}", f"Bearer {token}x", f"Basic {TYPED}", f"Bearer {TYPED}", token):
+        answer = server.request("GET", "/stock", Authorization=authorization, **{"X-Request-ID": token})
+
+    assert lines_of(log, answer)
+    assert not [secret for secret in (TYPED, SECRET, *token.split(".")) if secret in log.read_text()]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Part 3: Request ids, and headers of every answer
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("request_id", "taken"),
+    [
+        *[(request_id, True) for request_id in ("a", "A-z_0.9", ".", "x" * 128)],
+        *[(request_id, False) for request_id in ("", "a b", "a,b", "a/b", "é", "٣", "a\tb", 'a"b', "x" * 129)],
+    ],
+)
+def test_request_id_is_the_client_s_where_it_is_clean(client, caplog, request_id, taken):
+    caplog.set_level(logging.INFO, "dealer.access")
+    sent = request_id.encode().decode("latin-1")
+
+    answers = [client.get(path, headers={"X-Request-ID": sent}, status="*") for path in ("/health", "/nothing")]
+
+    given = [answer.headers["X-Request-ID"] for answer in answers]
+    assert given == [sent, sent] if taken else len({*given, sent}) == 3
+    assert [line.split()[-1] for line in caplog.messages[-2:]] == given
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "headers"),
+    [
+        *[
+            ("GET", path, 200, {"Cache-Control": "private, no-cache"})
+            for path in ("/auto/BMW", "/stock", "/stock?limit=1", "/stock?format=csv", "/history", "/history/BMW")
+        ],
+        *[("GET", path, 200, {"Vary": "Accept"}) for path in ("/stock", "/stock?format=csv", "/stock?limit=1")],
+        *[("GET", path, 200, {}) for path in ("/health", "/docs", "/openapi.json", "/docs/start.js")],
+        *[("DELETE", "/auto/BMW", 202, {}), ("GET", "/nothing", 404, {}), ("GET", "/docs/swagger-ui.css", 200, {})],
+        ("GET", "/", 302, {"Location": "/docs"}),
+        ("POST", "/auto/%25%20%C5%A0%2Fx", 201, {"Location": "/auto/%25%20%C5%A0%2Fx"}),
+        *[(method, "/auto/BMW", 401, {"WWW-Authenticate": BEARER}) for method in ("GET", "PUT", "PATCH")],
+        *[("POST", "/logout", 401, {"WWW-Authenticate": BEARER}), ("DELETE", "/account", 401, {})],
+        *[("OPTIONS", path, 405, {"Allow": "POST"}) for path in ("/register", "/auth", "/logout")],
+        ("OPTIONS", "/auto/x", 405, {"Allow": "DELETE, GET, HEAD, PATCH, POST, PUT"}),
+        ("OPTIONS", "/stock", 405, {"Allow": "GET, HEAD, POST, PUT"}),
+        ("OPTIONS", "/account", 405, {"Allow": "DELETE"}),
+        *[("OPTIONS", path, 405, {"Allow": "GET, HEAD"}) for path in ("/history", "/health", "/docs", "/")],
+    ],
+)
+def test_headers_of_an_answer(bmw, method, path, status, headers):
+    authorization = {"Authorization": ""} if status == 401 else {}
+
+    answer = send(bmw, method, path, raw_car() if method in ("POST", "PUT") else b"", **authorization)
+
+    assert answer.status_int == status
+    location = answer.headers.get("Location", "").removeprefix("http://localhost")
+    assert {name: location if name == "Location" else answer.headers.get(name) for name in headers} == headers
+    assert answer.headers.getall("X-Content-Type-Options") == ["nosniff"]
+
+
+def test_documentation_runs_no_script_but_its_own(client):
+    policy = dict(part.split(maxsplit=1) for part in client.get("/docs").headers["Content-Security-Policy"].split(";"))
+
+    assert (policy["default-src"], policy["script-src"], policy["frame-ancestors"]) == ("'none'", "'self'", "'none'")
+
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Plugins by themselves: access

@@ -58,7 +58,8 @@ class OneLineParser(argparse.ArgumentParser):
     """An `argparse.ArgumentParser` that refuses in one line, without its usage."""
 
     def error(self, message):
-        """End the program with code 2."""
+        """End the program with code 2; what was given is not repeated behind a ``=``, since it may hold a password."""
+        message = re.sub(r"=\S*", "=…", message)
         self.exit(2, f"{self.prog.partition(' ')[0]}: {message}\n")
 
 
@@ -93,10 +94,8 @@ def origins(text):
 
 
 def address(text):
-    """Parse the address of a host, or ``*`` for any."""
-    if text != "*":
-        try:
-            ip_address(text)
-        except ValueError:
-            raise ValueError("must be an IP address or *") from None
-    return text
+    """Parse the address of a host, or ``*`` for any, as it is written in general."""
+    try:
+        return text if text == "*" else str(ip_address(text))
+    except ValueError:
+        raise ValueError("must be an IP address or *") from None
