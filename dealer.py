@@ -918,11 +918,12 @@ def open_database(settings):
 # ----------------------------------------------------------------------------------------------------------------------
 
 HASHING = ("/register", "/auth", "/account", "/account/password")
+PATIENCE = 5  # seconds; what then waits for the database gives up after `LOCK_SECONDS`: so all is answered within ten
 LANES = {
-    "listings": Lane(threads=2, patience=None, refusal=""),
-    "uploads": Lane(threads=1, patience=5, refusal="Too many uploads wait. Try again later"),
-    "writes": Lane(threads=1, patience=5, refusal="Too many changes wait. Try again later"),
-    "passwords": Lane(threads=1, patience=5, refusal="Too many logins wait. Try again later"),
+    "listings": Lane(2, PATIENCE, "Too many listings wait. Try again later"),
+    "uploads": Lane(1, PATIENCE, "Too many uploads wait. Try again later"),
+    "writes": Lane(1, PATIENCE, "Too many changes wait. Try again later"),
+    "passwords": Lane(1, PATIENCE, "Too many logins wait. Try again later"),
 }
 
 
@@ -964,7 +965,7 @@ def run_server(settings):
             host=settings.host,
             port=settings.port,
             threads=settings.threads,
-            lanes=LANES,
+            lanes={None: Lane(settings.threads, PATIENCE), **LANES},
             lane_of=lane_of,
             limit_of=limit_of,
             admits=partial(admits, app),

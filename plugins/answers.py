@@ -109,7 +109,7 @@ def refuse_unreadable():
     environ = request.environ
     if "server.error" in environ:
         status, reason = environ["server.error"]
-        raise HTTPError(status, reason)
+        raise HTTPError(status, reason, **({"Retry_After": "5"} if status == 503 else {}))
     path = environ["bottle.raw_path"]
     if not path.isascii():
         try:

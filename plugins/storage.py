@@ -146,8 +146,8 @@ class Database(dataset.Database):
         state.writing = writing
         try:
             yield self
-        except BaseException:
-            self.finish(commit=False)
+        except BaseException as error:
+            self.finish(commit=False, sound=not isinstance(error, (self.dbapi.Error, exc.SQLAlchemyError)))
             raise
         else:
             self.finish(commit=True)
@@ -167,15 +167,25 @@ class Database(dataset.Database):
         connection, self.state.connection = getattr(self.state, "connection", None), None
         return connection
 
-    def finish(self, commit):
-        """End this thread's transaction, if it has begun, and give its connection back."""
+    def finish(self, commit, sound=True):
+        """End this thread's transaction, if it has begun, and give its connection back, or drop one that failed.
+
+        A session that was ended, or a file that could only be read, would fail the next request as well.
+        """
         connection = self.detach()
-        if connection is not None:
-            driver = connection.connection.driver_connection
-            try:
+        if connection is None:
+            return
+        try:
+            if sound:
+                driver = connection.connection.driver_connection
                 (driver.commit if commit else driver.rollback)()
-            finally:
-                connection.close()
+        except BaseException:
+            sound = False
+            raise
+        finally:
+            if not sound:
+                connection.invalidate()
+            connection.close()
 
     def close(self):
         """Give back every connection; the object cannot be used after."""
