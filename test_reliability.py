@@ -1246,7 +1246,6 @@ def test_lines_that_end_in_lf_alone_are_refused(target, line):
         b"+2\r\n{}\r\n0\r\n\r\n",
         b"0x2\r\n{}\r\n0\r\n\r\n",
         b"2_0\r\n{}\r\n0\r\n\r\n",
-        b"\r\n2\r\n{}\r\n0\r\n\r\n",
         b"2\n{}\n0\n\n",
         b"2;a\nb\r\n{}\r\n0\r\n\r\n",
         b"2\r\n{}XX0\r\n\r\n",

@@ -62,6 +62,7 @@ SENTENCES = {
 LAST_WORDS = b'{"Error": "Internal server error"}'
 # A control character, a CR or LF alone, a folded line: RFC 9112 forbids them, and readers differ about them.
 MALFORMED = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|\n(?<!\r\n)|\r(?!\n|\Z)|\n[ \t]")
+CODING = re.compile(rb"\r\ntransfer-encoding:[ \t]*(.*?)[ \t]*(?=\r\n|\Z)", re.IGNORECASE)
 HOST = re.compile(r"[\w.~%!$&'()*+;=:\[\]-]*", re.ASCII)
 
 
@@ -137,7 +138,8 @@ class Request(HTTPRequestParser):
             raise ParsingError("Unknown version")
         if not HOST.fullmatch(self.headers.get("HOST", "" if self.version == "1.0" else "?")):
             raise ParsingError("Host is missing, repeated or malformed")
-        if b"\r\ntransfer-encoding:" in head.lower() and (not self.chunked or "CONTENT_LENGTH" in self.headers):
+        codings = CODING.findall(head)
+        if codings and (codings != [b"chunked"] or not self.chunked or "CONTENT_LENGTH" in self.headers):
             raise ParsingError("Where the body ends is ambiguous")
         self.path = "/" + self.path.lstrip("/")  # as the application will see it
         if self.chunked or self.content_length:
@@ -233,6 +235,7 @@ class Channel(HTTPChannel):
     task_class = error_task_class = AppTask
     paused = False  # nothing is read for now
     lingers = False  # the client may still be sending what will not be read
+    postponed = False  # the next request waits until the client has read the last answer
     hangup = None  # when lingering ends
 
     def __init__(self, *args, **settings):
@@ -278,6 +281,17 @@ class Channel(HTTPChannel):
                 self.send_continue()
         self.received(held)
 
+    def writable(self):
+        """Tell the loop whether to write, or to look whether the next request's turn has come."""
+        return self.postponed or super().writable()
+
+    def handle_write(self):
+        """Write, and go on with the next request once little is left to write."""
+        super().handle_write()
+        if self.postponed and self.connected and self.total_outbufs_len <= OUTPUT:
+            self.postponed = False
+            self.server.add_task(self)
+
     def write_soon(self, data):
         """Send, or keep for sending; begin a new buffer in time, for those in memory keep what was sent, too."""
         if self.current_outbuf_count > OUTPUT and not self.outbufs[-1].overflowed:
@@ -314,7 +328,7 @@ class Channel(HTTPChannel):
         """Tell whether this client takes too long to send, to read or to hang up."""
         now = time.time()
         idle = now - self.last_activity
-        if self.requests:
+        if self.requests and not self.postponed:
             return False
         if self.hangup:
             return now > self.hangup or idle > LINGER_IDLE
@@ -348,7 +362,13 @@ class Lanes:
             self.queues[name].set_thread_count(lane.threads)
 
     def add_task(self, task):
-        """Queue a channel by the request whose turn it is; early answers and questions need no lane."""
+        """Queue a channel by the request whose turn it is; early answers and questions need no lane.
+
+        Who sends requests without reading the answers gets no further ones: they would pile up.
+        """
+        if isinstance(task, Channel) and task.total_outbufs_len > OUTPUT:
+            task.postponed = True
+            return
         name, request = None, task.requests[0] if isinstance(task, Channel) else None
         if request and not (request.unread or request.error):
             name = self.lane_of(request.command, request.path, request.query)
@@ -474,7 +494,7 @@ def adjust(sockets, host):
         ident=None,
         connection_limit=connection_limit(),
         cleanup_interval=1,  # how often `Server.maintenance` runs
-        recv_bytes=2**15,
+        recv_bytes=2**13,  # the most of one client's bytes that are parsed before the others' turn
         max_request_header_size=HEADERS,
         max_request_body_size=2**62,  # measured by `Request` instead
         outbuf_overflow=OUTPUT,
