@@ -902,7 +902,7 @@ def open_database(settings):
     """Open the database of the settings and bring its tables up; raises `SettingError` where that cannot be done."""
     db = Database(
         settings.database_url,
-        connections=settings.threads + sum(lane.threads for lane in LANES.values()) + 2,
+        connections=sum(lane.threads for lane in lanes_of(settings).values()) + 2,
         lock="SELECT pg_advisory_xact_lock(1908)",
         functions={"fold": folded},
     )
@@ -919,12 +919,19 @@ def open_database(settings):
 
 HASHING = ("/register", "/auth", "/account", "/account/password")
 PATIENCE = 5  # seconds; what then waits for the database gives up after `LOCK_SECONDS`: so all is answered within ten
-LANES = {
-    "listings": Lane(2, PATIENCE, "Too many listings wait. Try again later"),
-    "uploads": Lane(1, PATIENCE, "Too many uploads wait. Try again later"),
-    "writes": Lane(1, PATIENCE, "Too many changes wait. Try again later"),
-    "passwords": Lane(1, PATIENCE, "Too many logins wait. Try again later"),
-}
+
+
+def lanes_of(settings):
+    """Give the queues of workers: each write would wait for the one before, each hash takes a core for itself."""
+    on_sqlite = settings.database_url.startswith("sqlite")
+    return {
+        None: Lane(settings.threads, PATIENCE),
+        "lookups": Lane(0 if on_sqlite else settings.threads, PATIENCE),  # readers of SQLite wait for nobody
+        "listings": Lane(2, PATIENCE, "Too many listings wait. Try again later"),
+        "uploads": Lane(1, PATIENCE, "Too many uploads wait. Try again later"),
+        "writes": Lane(1, PATIENCE, "Too many changes wait. Try again later"),
+        "passwords": Lane(1, PATIENCE, "Too many logins wait. Try again later"),
+    }
 
 
 def lane_of(method, path, query):
@@ -932,6 +939,8 @@ def lane_of(method, path, query):
     if path in HASHING:
         return "passwords"
     reads = method in ("GET", "HEAD")
+    if reads and path.startswith("/auto/"):
+        return "lookups"
     if path == "/stock":
         return "uploads" if not reads else "listings" if "limit=" not in query else None
     return None if reads else "writes"
@@ -964,8 +973,7 @@ def run_server(settings):
             app,
             host=settings.host,
             port=settings.port,
-            threads=settings.threads,
-            lanes={None: Lane(settings.threads, PATIENCE), **LANES},
+            lanes=lanes_of(settings),
             lane_of=lane_of,
             limit_of=limit_of,
             admits=partial(admits, app),

@@ -10,6 +10,7 @@ last byte was handed over. Of a trusted proxy the last address in ``X-Forwarded-
 """
 
 import logging
+import os
 import re
 import secrets
 import time
@@ -131,8 +132,21 @@ class LineFormatter(logging.Formatter):
         return "\n    ".join(CONTROL.sub("?", line) for line in lines)
 
 
+class LineHandler(logging.Handler):
+    """Writes each line to standard error at once and in one piece, so that threads need no lock to take turns."""
+
+    def createLock(self):
+        """Do without a lock: a thread that waits for one holds up its request."""
+        self.lock = None
+
+    def emit(self, record):
+        """Write a line; that nobody reads it is no fault of the request."""
+        with suppress(OSError):
+            os.write(2, (self.format(record) + "\n").encode())
+
+
 def start_log(level):
     """Log to standard error."""
-    handler = logging.StreamHandler()
+    handler = LineHandler()
     handler.setFormatter(LineFormatter())
     logging.basicConfig(level=level, handlers=[handler])

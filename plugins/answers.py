@@ -66,7 +66,7 @@ class AnswersPlugin:
         """Take over the error page of `app`; raises `PluginError` where another plugin has it already."""
         if any(isinstance(plugin, AnswersPlugin) for plugin in app.plugins):
             raise PluginError("Another answers plugin is already installed.")
-        app.config["json.enable"] = False
+        app.uninstall("json")  # Bottle's own, which knows nothing but dictionaries
         app.default_error_handler = self.error_page
         app.add_hook("before_request", refuse_unreadable)
 

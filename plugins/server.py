@@ -11,7 +11,7 @@
 ::
 
     passwords = Lane(threads=1, patience=5, refusal="Too many logins wait. Try again later")
-    serve(app, host="::1", port=8080, threads=4, lanes={"passwords": passwords}, lane_of=lane_of)
+    serve(app, host="::1", port=8080, lanes={None: Lane(4), "passwords": passwords}, lane_of=lane_of)
 
 As in waitress, only the thread that calls `serve` reads, parses and closes; workers answer.
 """
@@ -68,7 +68,10 @@ HOST = re.compile(r"[\w.~%!$&'()*+;=:\[\]-]*", re.ASCII)
 
 @dataclass(frozen=True)
 class Lane:
-    """Threads for one kind of work, and how many seconds a request may wait for one of them."""
+    """Threads for one kind of work, and how many seconds a request may wait for one of them.
+
+    Without threads the one that reads the request answers it: the quickest way, for what never waits for anything.
+    """
 
     threads: int
     patience: float | None = None
@@ -190,6 +193,7 @@ class AppTask(WSGITask):
             self.start()
             self.execute()
             self.finish()
+            self.channel.send_together()
         except ClientDisconnected:
             self.close_on_finish = True
         except BaseException:  # even SystemExit: the connection would stay, unanswered, for ever
@@ -236,6 +240,7 @@ class Channel(HTTPChannel):
     paused = False  # nothing is read for now
     lingers = False  # the client may still be sending what will not be read
     postponed = False  # the next request waits until the client has read the last answer
+    at_once = False  # the next request is for this thread to answer
     hangup = None  # when lingering ends
 
     def __init__(self, *args, **settings):
@@ -247,9 +252,9 @@ class Channel(HTTPChannel):
         return Request(adj, self.server)
 
     def readable(self):
-        """Tell the loop whether to read on."""
+        """Tell the loop whether to read on: as waitress has it, in one step, for it is asked of each in every turn."""
         return not (
-            self.paused or self.requests or self.total_outbufs_len or self.will_close or self.close_when_flushed
+            self.paused or self.will_close or self.close_when_flushed or self.requests or self.total_outbufs_len
         )
 
     def received(self, data):
@@ -283,7 +288,12 @@ class Channel(HTTPChannel):
 
     def writable(self):
         """Tell the loop whether to write, or to look whether the next request's turn has come."""
-        return self.postponed or super().writable()
+        return self.total_outbufs_len or self.will_close or self.close_when_flushed or self.postponed or self.at_once
+
+    def handle_read(self):
+        """Read, and answer what needs no worker."""
+        super().handle_read()
+        self.answer_at_once()
 
     def handle_write(self):
         """Write, and go on with the next request once little is left to write."""
@@ -291,12 +301,25 @@ class Channel(HTTPChannel):
         if self.postponed and self.connected and self.total_outbufs_len <= OUTPUT:
             self.postponed = False
             self.server.add_task(self)
+        self.answer_at_once()
+
+    def answer_at_once(self):
+        """Answer one request that needs no worker; the next one of this client has to wait for its turn."""
+        if self.at_once:
+            self.at_once = False
+            self.service()
 
     def write_soon(self, data):
         """Send, or keep for sending; begin a new buffer in time, for those in memory keep what was sent, too."""
         if self.current_outbuf_count > OUTPUT and not self.outbufs[-1].overflowed:
             self.current_outbuf_count = self.adj.outbuf_high_watermark
         return super().write_soon(data)
+
+    def send_together(self):
+        """Send what was kept, head and body of a small answer at once, while the request is still in hand."""
+        with self.outbuf_lock:
+            if self.connected and self.total_outbufs_len:
+                self._flush_exception(self._flush_some, do_close=False)
 
     def service(self):
         """Answer the request whose turn it is, unless that took too long to come."""
@@ -373,7 +396,9 @@ class Lanes:
         if request and not (request.unread or request.error):
             name = self.lane_of(request.command, request.path, request.query)
             request.lane, request.queued_at = self.lanes[name], time.monotonic()
-        self.queues[name].add_task(task)
+            task.at_once = not request.lane.threads
+        if not (request and task.at_once):
+            self.queues[name].add_task(task)
 
     def shutdown(self):
         """End the threads that are idle; tell whether those were all."""
@@ -395,6 +420,12 @@ class Server(TcpWSGIServer):
         where = (sock.family, sock.type, sock.proto, sock.getsockname())
         super().__init__(app, polled, True, sock, lanes, adjustments, where, bind_socket=False)
         self.limit_of, self.admits = limit_of, admits
+        self.loop = threading.get_ident()
+
+    def pull_trigger(self):
+        """Wake the loop, unless it is awake because it calls this itself."""
+        if threading.get_ident() != self.loop:
+            super().pull_trigger()
 
     def maintenance(self, now):
         """Have overdue connections closed: not here, while the loop collects what to wait for, but in a moment.
@@ -416,19 +447,17 @@ class Server(TcpWSGIServer):
         wasyncore.dispatcher.close(self)
 
 
-def serve(
-    app, *, host, port, threads, lanes=None, lane_of=None, limit_of=None, admits=None, grace=9.0, ready=None
-) -> None:
+def serve(app, *, host, port, lanes, lane_of=None, limit_of=None, admits=None, grace=9.0, ready=None) -> None:
     """Serve until SIGTERM or SIGINT, then finish what was begun, in ``grace`` seconds; a second signal cuts that short.
 
-    ``lane_of(method, path, query)`` names one of ``lanes``, or None for the ``threads`` that all other requests share.
-    ``limit_of(method, path)`` gives the largest body in bytes; ``admits(environ)`` is asked, in one of ``threads``,
-    before one that is not small is read. ``ready(address)`` is called once. Raises OSError where it cannot listen.
+    ``lane_of(method, path, query)`` names one of ``lanes``; the one named None is for all other work, which includes
+    asking ``admits(environ)`` before a body that is not small is read. ``limit_of(method, path)`` gives the largest in
+    bytes. ``ready(address)`` is called once. Raises OSError where it cannot listen.
     """
     sockets = listen(host, port)
     adjustments = adjust(sockets, host)
     polled = {}
-    workers = Lanes({None: Lane(threads), **(lanes or {})}, lane_of or (lambda method, path, query: None))
+    workers = Lanes(lanes, lane_of or (lambda method, path, query: None))
     limit_of = limit_of or (lambda method, path: BODY)
     servers = [Server(app, polled, sock, workers, adjustments, limit_of, admits) for sock in sockets]
     with stop_signals(servers[0].pull_trigger) as signals:
@@ -498,6 +527,7 @@ def adjust(sockets, host):
         max_request_header_size=HEADERS,
         max_request_body_size=2**62,  # measured by `Request` instead
         outbuf_overflow=OUTPUT,
+        send_bytes=2**14,  # what is less is sent when the answer is whole
         outbuf_high_watermark=2**40,  # no worker waits for a slow reader: what is not yet read goes to a file
         clear_untrusted_proxy_headers=False,
         log_socket_errors=False,

@@ -26,7 +26,6 @@ A database that cannot be reached, is full or stays locked is a 503 with ``Retry
 import logging
 import sqlite3
 import threading
-from contextlib import contextmanager
 from functools import partial, wraps
 from inspect import isgenerator
 from itertools import chain
@@ -55,6 +54,12 @@ POSTGRES = {
 }
 
 
+class State(threading.local):
+    """What a thread has in hand: its connection, once it has begun, and whether it is in a transaction that writes."""
+
+    connection = driver = writing = None
+
+
 class Database(dataset.Database):
     """A `dataset.Database` whose transactions are begun on purpose, and which never changes its schema by itself.
 
@@ -76,26 +81,30 @@ class Database(dataset.Database):
             event.listen(self.engine, "connect", partial(add_functions, dict(functions)))
         self.lock_statement = lock
         self.dbapi = self.engine.dialect.loaded_dbapi
-        self.state = threading.local()
-
-    @property
-    def executable(self):
-        """The SQLAlchemy connection of this thread's transaction; the first use of it begins that."""
-        connection = getattr(self.state, "connection", None)
-        if connection is None:
-            connection = self.engine.connect()
-            try:
-                self.begin_on(connection.connection.driver_connection, getattr(self.state, "writing", None))
-            except BaseException:
-                connection.close()
-                raise
-            self.state.connection = connection
-        return connection
+        self.state = State()
 
     @property
     def driver(self):
-        """The driver's connection under `executable`: a `sqlite3.Connection` or a `psycopg.Connection`."""
-        return self.executable.connection.driver_connection
+        """The driver's connection of this thread's transaction, a `sqlite3.Connection` or a `psycopg.Connection`.
+
+        The first use of it takes a connection from the pool and begins the transaction.
+        """
+        state = self.state
+        if state.driver is None:
+            connection = self.engine.connect()
+            try:
+                driver = connection.connection.driver_connection
+                self.begin_on(driver, state.writing)
+            except BaseException:
+                connection.close()
+                raise
+            state.connection, state.driver = connection, driver
+        return state.driver
+
+    @property
+    def executable(self):
+        """The SQLAlchemy connection around `driver`, for what `dataset` itself sends."""
+        return self.driver and self.state.connection
 
     def begin_on(self, driver, writing):
         """Begin a transaction as one moment to read, or as the only writer.
@@ -132,39 +141,18 @@ class Database(dataset.Database):
         """Run a SQLAlchemy statement whose rows come in lists of up to `size`, as they are asked for."""
         return self.executable.execute(statement, execution_options={"yield_per": size}).partitions()
 
-    @contextmanager
-    def transaction(self, writing):
-        """Commit what the block did, or roll it back where it raises.
-
-        Inside another transaction of the same kind, or one that has begun, the block is a part of that.
-        """
-        state = self.state
-        outer = getattr(state, "writing", None)
-        if outer == writing or getattr(state, "connection", None) is not None:
-            yield self
-            return
-        state.writing = writing
-        try:
-            yield self
-        except BaseException as error:
-            self.finish(commit=False, sound=not isinstance(error, (self.dbapi.Error, exc.SQLAlchemyError)))
-            raise
-        else:
-            self.finish(commit=True)
-        finally:
-            state.writing = outer
-
     def reading(self):
         """Give a context in which all statements see the same moment."""
-        return self.transaction(writing=False)
+        return Transaction(self, writing=False)
 
     def writing(self):
         """Give a context in which no other writer is at work."""
-        return self.transaction(writing=True)
+        return Transaction(self, writing=True)
 
     def detach(self):
         """Give this thread's connection, with its transaction, to the caller, who must close it."""
-        connection, self.state.connection = getattr(self.state, "connection", None), None
+        connection = self.state.connection
+        self.state.connection = self.state.driver = None
         return connection
 
     def finish(self, commit, sound=True):
@@ -191,6 +179,34 @@ class Database(dataset.Database):
         """Give back every connection; the object cannot be used after."""
         self.finish(commit=False)
         super().close()
+
+
+class Transaction:
+    """A block whose changes are kept together, or not at all where it raises.
+
+    Inside another transaction of the same kind, or one that has begun, the block is a part of that.
+    """
+
+    def __init__(self, db, writing):
+        self.db = db
+        self.writing = writing
+
+    def __enter__(self):
+        state = self.db.state
+        self.outer = state.writing
+        self.own = self.outer != self.writing and state.connection is None
+        if self.own:
+            state.writing = self.writing
+        return self.db
+
+    def __exit__(self, kind, error, traceback):
+        if self.own:
+            try:
+                self.db.finish(
+                    commit=kind is None, sound=not isinstance(error, (self.db.dbapi.Error, exc.SQLAlchemyError))
+                )
+            finally:
+                self.db.state.writing = self.outer
 
 
 def column(name, kind, **options):
@@ -222,7 +238,7 @@ class Statement:
         if cursor.description is None:
             return []
         names = [column[0] for column in cursor.description]
-        return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
+        return [dict(zip(names, row)) for row in cursor]  # noqa: B905 - as long as each other
 
     def many(self, rows):
         """Run the statement for each of `rows`, which are parameters by name, as they come."""
@@ -260,7 +276,7 @@ class StoragePlugin:
         @wraps(callback)
         def wrapper(*args, **kwargs):
             try:
-                with db.transaction(writing):
+                with Transaction(db, writing):
                     result = callback(*args, **kwargs, **wanted)
                     return stream_or_whole(result, db) if isgenerator(result) else result
             except (exc.SQLAlchemyError, db.dbapi.Error) as error:
