@@ -42,7 +42,7 @@ from sqlalchemy import Text as TextColumn
 from sqlalchemy.engine import make_url
 
 from plugins.access import AccessPlugin, start_log
-from plugins.answers import Answer, AnswersPlugin, Data
+from plugins.answers import JSON, Answer, AnswersPlugin, Data
 from plugins.bodies import (
     MAX_INTEGER,
     BodiesPlugin,
@@ -66,6 +66,7 @@ from plugins.listings import (
     Listing,
     csv_parts,
     folded,
+    json_array,
     json_parts,
     link_next,
     listing_parameters,
@@ -464,6 +465,9 @@ class Autos:
         self.upsert = db.upsert(autos_table)
         self.change = db.prepare(change.returning(*(column[name] for name in fields(Car))))
         self.remove = db.prepare(autos_table.delete().where(same).returning(column.mark))
+        plain = Listing("", Car, autos_table)
+        self.count_all = db.prepare(plain.count())
+        self.all_text = db.prepare(self.gather(plain))
 
     def any(self):
         """Tell whether there is a car at all."""
@@ -522,7 +526,7 @@ class Autos:
 
     def count(self, listing):
         """Give how many cars match a listing."""
-        return self.db.executable.scalar(listing.count())
+        return self.count_all()[0]["count"] if listing.is_plain else self.db.executable.scalar(listing.count())
 
     def page(self, listing):
         """Give the cars of a page and one more, where there is one, as dictionaries."""
@@ -534,13 +538,23 @@ class Autos:
 
     def texts(self, listing):
         """Give all cars that match as texts of JSON, in lists, as they are asked for: the database writes them."""
+        rows = self.db.stream(listing.select(lambda named: [cast(self.as_json(named), TextColumn)]))
+        return ([text for (text,) in some] for some in rows)
+
+    def text(self, listing):
+        """Give the cars that match, a thousand at most, as one JSON array, which takes the database one step."""
+        return self.all_text()[0]["text"] if listing.is_plain else self.db.executable.scalar(self.gather(listing))
+
+    def gather(self, listing):
+        """Give the statement for the cars that match as the text of a JSON array."""
+        cars = listing.select(car_columns, MAX_LIMIT).subquery()
+        gather = func.json_group_array if self.db.is_sqlite else func.json_agg
+        return select(func.coalesce(cast(gather(self.as_json(cars.c)), TextColumn), "[]").label("text"))
+
+    def as_json(self, named):
+        """Give SQL for a car as a JSON object."""
         make = func.json_object if self.db.is_sqlite else func.json_build_object
-
-        def as_json(named):
-            pairs = ((literal_column(f"'{column.name}'"), column) for column in car_columns(named))
-            return [cast(make(*chain.from_iterable(pairs)), TextColumn)]
-
-        return ([text for (text,) in rows] for rows in self.db.stream(listing.select(as_json)))
+        return make(*chain(*((literal_column(f"'{column.name}'"), column) for column in car_columns(named))))
 
 
 def car_columns(named):
@@ -731,14 +745,17 @@ def list_stock(autos):
     """List the stock: filtered, ordered, in pages, as JSON or CSV."""
     if not autos.any():
         raise NO_AUTOS.error()
-    listing = Listing(request.query_string, Car, autos_table)
+    listing = Listing(request.query_string, Car, autos_table, request.get_header("Accept", JSON))
     response.headers.update({"Cache-Control": "private, no-cache", "Vary": "Accept"})
+    total = autos.count(listing) if listing.first else None
     if listing.first:
-        response.set_header("X-Total-Count", autos.count(listing))
+        response.set_header("X-Total-Count", total)
+    if listing.limit is None and listing.as_csv:
+        return csv_parts(fields(Car), autos.rows(listing), STOCK_FILE)
     if listing.limit is None:
         return (
-            csv_parts(fields(Car), autos.rows(listing), STOCK_FILE)
-            if listing.as_csv
+            json_array(autos.text(listing))
+            if listing.first and total <= MAX_LIMIT
             else json_parts(autos.texts(listing))
         )
     cars = autos.page(listing)

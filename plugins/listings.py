@@ -146,14 +146,15 @@ class Listing:
     ``as_csv`` whether to answer with CSV rather than JSON.
     """
 
-    def __init__(self, query, record, table):
-        """Read a query string; raises a 400 that names the parameter."""
+    def __init__(self, query, record, table, accept=JSON):
+        """Read a query string, and what ``Accept`` asks for; raises a 400 that names the parameter."""
         self.record = record
         self.table = table
         self.key = next(iter(table.primary_key)).name
         self.parameters = read_parameters(query)
         rest = dict(self.parameters)
-        self.as_csv = self.read_format(rest.pop("format", None))
+        self.as_csv = wants_csv(rest.pop("format", None), accept)
+        self.is_plain = not rest
         self.limit = read_integer(rest, "limit", 1, MAX_LIMIT)
         self.order = self.read_order(rest.pop("order_by", self.key))
         after = rest.pop("after", None)
@@ -161,17 +162,6 @@ class Listing:
         self.after = None if self.first else self.read_position(after)
         self.conditions = [self.read_condition(name, rest[name]) for name in rest if self.is_filter(name)]
         refuse_others({name: value for name, value in rest.items() if not self.is_filter(name)})
-
-    def read_format(self, text):
-        """Tell whether CSV is asked for: by ``format``, or else by ``Accept`` (RFC 9110, section 12.5.1)."""
-        if text is not None:
-            if text not in FORMATS:
-                raise HTTPError(400, "format: must be " + " or ".join(FORMATS))
-            return text == "csv"
-        try:
-            return mimeparse.best_match([CSV_TYPE, JSON], request.get_header("Accept", JSON).lower()) == CSV_TYPE
-        except mimeparse.MimeTypeParseException:
-            return False
 
     def is_filter(self, name):
         """Tell whether a parameter's name begins with a field."""
@@ -239,7 +229,7 @@ class Listing:
 
     def count(self):
         """Give the statement that counts what matches, wherever the page begins."""
-        return select(func.count()).select_from(self.table).where(*self.conditions)
+        return select(func.count().label("count")).select_from(self.table).where(*self.conditions)
 
     def select(self, columns, limit=None):
         """Give the statement for the rows in order, from where the page begins, `limit` at most.
@@ -273,9 +263,27 @@ class Listing:
         return urlencode({**self.parameters, "after": position})
 
 
+def wants_csv(format, accept):
+    """Tell whether CSV is asked for: by ``format``, or else by ``Accept`` (RFC 9110, section 12.5.1)."""
+    if format is not None:
+        if format not in FORMATS:
+            raise HTTPError(400, "format: must be " + " or ".join(FORMATS))
+        return format == "csv"
+    try:
+        return mimeparse.best_match([CSV_TYPE, JSON], accept.lower()) == CSV_TYPE
+    except mimeparse.MimeTypeParseException:
+        return False
+
+
 def link_next(query):
     """Name the next page of what was asked for (RFC 8288)."""
     response.set_header("Link", f'<{quote(request.path)}?{query}>; rel="next"')
+
+
+def json_array(text):
+    """Give a JSON array that the database wrote."""
+    response.content_type = JSON
+    return text.encode()
 
 
 def json_parts(chunks):

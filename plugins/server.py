@@ -523,7 +523,7 @@ def adjust(sockets, host):
         ident=None,
         connection_limit=connection_limit(),
         cleanup_interval=1,  # how often `Server.maintenance` runs
-        recv_bytes=2**13,  # the most of one client's bytes that are parsed before the others' turn
+        recv_bytes=2**12,  # the most of one client's bytes that are parsed before the others' turn
         max_request_header_size=HEADERS,
         max_request_body_size=2**62,  # measured by `Request` instead
         outbuf_overflow=OUTPUT,
