@@ -747,22 +747,7 @@ def list_stock(autos):
         raise NO_AUTOS.error()
     listing = Listing(request.query_string, Car, autos_table, request.get_header("Accept", JSON))
     response.headers.update({"Cache-Control": "private, no-cache", "Vary": "Accept"})
-    total = autos.count(listing) if listing.first else None
-    if listing.first:
-        response.set_header("X-Total-Count", total)
-    if listing.limit is None and listing.as_csv:
-        return csv_parts(fields(Car), autos.rows(listing), STOCK_FILE)
-    if listing.limit is None:
-        return (
-            json_array(autos.text(listing))
-            if listing.first and total <= MAX_LIMIT
-            else json_parts(autos.texts(listing))
-        )
-    cars = autos.page(listing)
-    if len(cars) > listing.limit:
-        link_next(listing.next_page(cars[listing.limit - 1]))
-    cars = cars[: listing.limit]
-    return csv_parts(fields(Car), [map(dict.values, cars)], STOCK_FILE) if listing.as_csv else cars
+    return page_of_stock(listing, autos) if listing.limit else whole_stock(listing, autos)
 
 
 @routes.post("/stock", answers=[autos_created(103)])
@@ -832,6 +817,28 @@ def start_docs():
 def docs_asset(name):
     """Send a file of Swagger UI."""
     return static_file(name, root=ASSETS)
+
+
+def whole_stock(listing, autos):
+    """Give all cars that match: in one piece up to a thousand as JSON, in parts otherwise."""
+    total = autos.count(listing)
+    response.set_header("X-Total-Count", total)
+    if listing.as_csv:
+        return csv_parts(fields(Car), autos.rows(listing), STOCK_FILE)
+    if listing.first and total <= MAX_LIMIT:
+        return json_array(autos.text(listing))
+    return json_parts(autos.texts(listing))
+
+
+def page_of_stock(listing, autos):
+    """Give a page of the cars that match, and name the next one."""
+    if listing.first:
+        response.set_header("X-Total-Count", autos.count(listing))
+    cars = autos.page(listing)
+    if len(cars) > listing.limit:
+        link_next(listing.next_page(cars[listing.limit - 1]))
+    cars = cars[: listing.limit]
+    return csv_parts(fields(Car), [map(dict.values, cars)], STOCK_FILE) if listing.as_csv else cars
 
 
 def client_address():
