@@ -50,6 +50,7 @@ OUTPUT, SENT_AT_ONCE = 2**20, 2**16  # bytes of output in memory, and of one att
 HEAD_SECONDS, BODY_SECONDS = 30, 300  # for the headers, and for a whole request, from its first byte
 IDLE_SECONDS = 60  # without a byte in either direction
 LINGER_SECONDS, LINGER_IDLE = 30, 2  # for reading to no purpose after an early answer: at most, and without a byte
+CHUNKED_TURN = 2**10  # bytes of a body in chunks that are parsed before the others' turn
 LAST_CALL = 0.2  # seconds after a signal in which is read what was sent before anyone could know
 
 # Fixed, because waitress' own sentences repeat the input.
@@ -62,6 +63,7 @@ SENTENCES = {
 LAST_WORDS = b'{"Error": "Internal server error"}'
 # A control character, a CR or LF alone, a folded line: RFC 9112 forbids them, and readers differ about them.
 MALFORMED = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|\n(?<!\r\n)|\r(?!\n|\Z)|\n[ \t]")
+EMPTY_LINES = re.compile(rb"(?:\r\n)*")
 CODING = re.compile(rb"\r\ntransfer-encoding:[ \t]*(.*?)[ \t]*(?=\r\n|\Z)", re.IGNORECASE)
 HOST = re.compile(r"[\w.~%!$&'()*+;=:\[\]-]*", re.ASCII)
 
@@ -257,10 +259,16 @@ class Channel(HTTPChannel):
             self.paused or self.will_close or self.close_when_flushed or self.requests or self.total_outbufs_len
         )
 
+    def recv(self, size):
+        """Take in little at a time of a body in chunks: those may be of one byte each, and cost the more."""
+        return super().recv(min(size, CHUNKED_TURN) if self.request is not None and self.request.chunked else size)
+
     def received(self, data):
         """Read on, and ask whether a body is welcome before taking in more of it."""
         if self.hangup:
             return False
+        if self.request is None:
+            data = data[EMPTY_LINES.match(data).end() :]  # RFC 9112 2.2; waitress would make a request of each
         going_on = super().received(data)
         if self.request is not None and self.request.held is not None:
             self.paused = True
