@@ -74,7 +74,7 @@ from plugins.listings import (
     read_parameters,
     refuse_others,
 )
-from plugins.methods import MethodsPlugin
+from plugins.methods import MethodsPlugin, method_of
 from plugins.openapi import ASSETS, PAGE, POLICY, START, OpenAPIPlugin, header_parameter, query_parameter
 from plugins.server import Lane, serve
 from plugins.settings import OneLineParser, SettingError, address, integer, load, one_of, options, origins, setting
@@ -94,7 +94,7 @@ def database_url(text):
     scheme, _, rest = text.partition("://")
     if scheme in ("postgres", "postgresql", "postgresql+psycopg"):
         text = "postgresql+psycopg://" + rest
-    elif scheme != "sqlite" or not rest.strip("/") or rest.startswith("/:memory:"):
+    elif scheme != "sqlite" or not rest.startswith("/") or not rest.strip("/") or ":memory:" in rest or "?" in rest:
         raise ValueError("must be sqlite:///file or postgresql://user:password@host/database")
     try:
         urlsplit(text)
@@ -322,7 +322,7 @@ class Users:
         change = users_table.update().where(*hashed).values(password=bindparam("new"), session=bindparam("session_"))
         self.change = db.prepare(change.returning(column.username))
         self.end = db.prepare(users_table.update().where(named).values(session=bindparam("session_")))
-        self.remove = db.prepare(users_table.delete().where(named))
+        self.remove = db.prepare(users_table.delete().where(*hashed).returning(column.username))
 
     def register(self, username, password):
         """Create an account where everybody may; raises `RegistrationClosed` or `UserExists`."""
@@ -354,7 +354,7 @@ class Users:
             with self.db.reading():
                 self.guesses.check(username, address)
             return user
-        log.warning("login failed: %s from %s", user["username"] if user else "an unknown name", address)
+        log.warning("login failed: %s from %s", quote(username, safe="@") if user else "an unknown name", address)
         self.guesses.record(username, address)
         return None
 
@@ -380,9 +380,7 @@ class Users:
     def delete(self, username, password, address):
         """Remove an account, and with it every token; gives whether the password was right."""
         user = self.verify(username, password, address)
-        if user:
-            self.remove(name=username)
-        return user is not None
+        return bool(user and self.remove(name=username, old=user["password"]))
 
     def confirm(self, claims):
         """Tell whether the account and the session that a token names still exist."""
@@ -671,7 +669,7 @@ def log_in(credentials: Credentials, users, tokens):
     if session is None:
         response.set_header("WWW-Authenticate", "Bearer")
         return WRONG_CREDENTIALS  # not raised: that would forget that the login failed
-    log.info("login: %s", credentials.username)
+    log.info("login: %s", quote(credentials.username, safe="@"))
     response.set_header("Cache-Control", "no-store")
     return Token(tokens.make(credentials.username, session=session), "Bearer", tokens.ttl)
 
@@ -836,7 +834,7 @@ def page_of_stock(listing, autos):
         response.set_header("X-Total-Count", autos.count(listing))
     cars = autos.page(listing)
     if len(cars) > listing.limit:
-        link_next(listing.next_page(cars[listing.limit - 1]))
+        link_next("/stock", listing.next_page(cars[listing.limit - 1]))
     cars = cars[: listing.limit]
     return csv_parts(fields(Car), [map(dict.values, cars)], STOCK_FILE) if listing.as_csv else cars
 
@@ -862,7 +860,8 @@ def history_page(history, mark=None):
     entries = history.page(limit + 1, mark, before, after)
     if len(entries) > limit:
         direction = "before" if after is None else "after"
-        link_next(urlencode({**parameters, direction: entries[limit - 1].id}))
+        path = "/history" if mark is None else "/history/" + quote(mark, safe="")
+        link_next(path, urlencode({**parameters, direction: entries[limit - 1].id}))
     response.set_header("Cache-Control", "private, no-cache")
     return entries[:limit]
 
@@ -924,15 +923,15 @@ def create_app(settings=None):
 
 def open_database(settings):
     """Open the database of the settings and bring its tables up; raises `SettingError` where that cannot be done."""
-    db = Database(
-        settings.database_url,
-        connections=sum(lane.threads for lane in lanes_of(settings).values()) + 2,
-        lock="SELECT pg_advisory_xact_lock(1908)",
-        functions={"fold": folded},
-    )
     try:
+        db = Database(
+            settings.database_url,
+            connections=sum(lane.threads for lane in lanes_of(settings).values()) + 2,
+            lock="SELECT pg_advisory_xact_lock(1908)",
+            functions={"fold": folded},
+        )
         open_schema(db)
-    except (exc.SQLAlchemyError, OSError) as error:
+    except (exc.SQLAlchemyError, OSError, ValueError, TypeError) as error:
         raise SettingError("DATABASE_URL: " + " ".join(str(getattr(error, "orig", error)).split())) from None
     return db
 
@@ -950,7 +949,7 @@ def lanes_of(settings):
     on_sqlite = settings.database_url.startswith("sqlite")
     return {
         None: Lane(settings.threads, PATIENCE),
-        "lookups": Lane(0 if on_sqlite else settings.threads, PATIENCE),  # readers of SQLite wait for nobody
+        "lookups": Lane(0) if on_sqlite else Lane(settings.threads, PATIENCE),  # readers of SQLite wait for nobody
         "listings": Lane(2, PATIENCE, "Too many listings wait. Try again later"),
         "uploads": Lane(1, PATIENCE, "Too many uploads wait. Try again later"),
         "writes": Lane(1, PATIENCE, "Too many changes wait. Try again later"),
@@ -966,7 +965,8 @@ def lane_of(method, path, query):
     if reads and path.startswith("/auto/"):
         return "lookups"
     if path == "/stock":
-        return "uploads" if not reads else "listings" if "limit=" not in query else None
+        in_pages = any(parameter.startswith("limit=") for parameter in query.split("&"))
+        return "uploads" if not reads else None if in_pages else "listings"
     return None if reads else "writes"
 
 
@@ -1003,8 +1003,9 @@ def run_server(settings):
             admits=partial(admits, app),
             ready=lambda address: print(f"Listening on {address}, database {database}", flush=True),
         )
-    except OSError as error:
-        raise SettingError(f"HOST, PORT: {settings.host}:{settings.port}: {error.strerror}") from None
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or "is no name of a host"
+        raise SettingError(f"HOST, PORT: {settings.host}:{settings.port}: {reason}") from None
     finally:
         app.close()
     return 0
@@ -1014,6 +1015,7 @@ def admits(app, environ):
     """Tell, before a long body is read, whether its request gets as far as that; if not, the application says why."""
     identity = next(plugin for plugin in app.plugins if isinstance(plugin, IdentityPlugin))
     with suppress(Exception):
+        environ = {**environ, "REQUEST_METHOD": method_of(environ), "identity.quiet": True}
         route, _ = app.match(environ)
         return bool(route.config.get("public") or identity.identify(environ))
     return False
@@ -1048,11 +1050,12 @@ def back_up(settings, target):
         return refuse(f"{target}: {error.strerror}")
     try:
         source = sqlite3.connect(Path(url.database).resolve().as_uri() + "?mode=ro", uri=True)
+        source.execute("PRAGMA schema_version")
         with closing(source), closing(sqlite3.connect(target)) as copy:
             source.backup(copy)  # all pages in one go, so of one moment
     except sqlite3.Error as error:
         os.unlink(target)
-        return refuse(f"{target}: {error}")
+        return refuse(f"cannot copy {url.database} to {target}: {error}")
     return 0
 
 

@@ -2289,6 +2289,7 @@ BAD_PARAMETERS = f"""
     max_speed= max_speed=fast max_speed=-1 max_speed=%2B1 max_speed=1.0 max_speed=1e2 max_speed=%201 max_speed=1_0
     max_speed=0x1 max_speed=%D9%A1 max_speed=%C2%B2 max_speed=9007199254740992 max_speed__lt={"1" * 5000}
     distance__in= distance__in=1,,2 distance__in=1,%202 distance__in={HUNDRED_AND_ONE} stock__in={HUNDRED_AND_ONE}
+    mark__contains=%00 mark__startswith=%00 mark__contains=%E2%80%AE
     stock__in= stock__in=a, stock__in=a%0Ab stock__in=%22a stock__in=%22a%22b stock= stock=%20 stock=%00
     stock={"x" * 256} stock__contains= mark__startswith= order_by= order_by=price order_by=version order_by=--mark
     order_by=%2Bmark order_by=mark, order_by=mark,mark order_by=stock,-stock order_by=mark%20desc
@@ -2915,6 +2916,15 @@ WRONG_PAGING = f"""
     limit= limit=x limit=-1 limit=0 limit=1001 limit=1.0 limit=%2B1 limit=%D9%A1 limit=1&limit=1 after= after=x after=-1
     after=1.0 after=%C2%B2 after=9007199254740992 after={"9" * 5000} after=1&after=2 order_by=id mark=BMW format=csv
     nothing=1""".split()
+
+
+def test_next_page_of_a_mark_with_dots_is_of_that_mark(client):
+    client.post_json("/auto/x%2F..%2Fy", CAR, status=201)
+    client.put_json("/auto/x%2F..%2Fy", CAR, status=202)
+
+    answer = client.get("/history/x%2F..%2Fy?limit=1")
+
+    assert answer.headers["Link"].startswith("</history/x%2F..%2Fy?")
 
 
 @pytest.mark.parametrize("query", table(*[[query] for query in WRONG_PAGING]))

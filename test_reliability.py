@@ -1405,8 +1405,13 @@ def test_answers_that_nobody_reads_do_not_pile_up(target):
 
 @pytest.mark.parametrize(
     "data",
-    [b"\r\n" * 500_000, HOST + CHUNKED + b"\r\n\r\n" + b"1\r\n{\r\n" * 150_000],
-    ids=["empty lines", "chunks of one byte"],
+    [
+        b"\r\n" * 500_000,
+        HOST + CHUNKED + b"\r\n\r\n" + b"1\r\n{\r\n" * 150_000,
+        HOST + CHUNKED + b" " * 200_000 + b",\r\n\r\n",
+        b"GET /stock?" + b"&".join(b"a%d" % number for number in range(20_000)) + b" HTTP/1.1\r\nHost: a\r\n\r\n",
+    ],
+    ids=["empty lines", "chunks of one byte", "blanks behind a coding", "parameters"],
 )
 def test_bytes_that_cost_much_keep_nobody_waiting(target, data):
     attackers = [target.connect() for _ in range(10)]

@@ -1,6 +1,6 @@
 """Bottle plugins, each a file and a class of its own, and what they are made of; nothing here knows of cars.
 
-Installed first wraps outermost. The car dealer installs them in this order:
+Of those that wrap callbacks the one installed first is outermost. The car dealer installs them in this order:
 
 - ``cors``: which pages may call from other origins;
 - ``access``: request ids, common headers and the access log, around the whole application;

@@ -105,7 +105,8 @@ def believe_proxy(environ):
     """Put the client that a proxy names in the place of the proxy; what is no address or scheme is left alone."""
     client = environ.get("HTTP_X_FORWARDED_FOR", "").rpartition(",")[2].strip()
     with suppress(ValueError):
-        environ["REMOTE_ADDR"] = str(ip_address(client))
+        if "%" not in client:  # an IPv6 scope may be any text
+            environ["REMOTE_ADDR"] = str(ip_address(client))
     scheme = environ.get("HTTP_X_FORWARDED_PROTO", "").lower()
     if scheme in ("http", "https"):
         environ["wsgi.url_scheme"] = scheme
@@ -115,6 +116,8 @@ def path_of(environ):
     """Give the path as it was sent, without its query, in printable ASCII."""
     path = environ.get("REQUEST_URI") or quote(environ.get("PATH_INFO", ""), encoding="latin-1")
     path = path.partition("?")[0]
+    if "://" in path:  # the absolute form of a target (RFC 9112 3.2.2), which may hold a password
+        path = "/" + path.partition("://")[2].partition("/")[2]
     return path if path.isascii() and path.isprintable() else quote(path, safe="/%", encoding="latin-1")
 
 

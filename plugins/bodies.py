@@ -60,9 +60,7 @@ def Text(length, refuse=()):
     """Give the type of a readable text of 1 to `length` code points, other than those `refuse`d."""
 
     def readable(text):
-        text = normalised(text, length)
-        if not VISIBLE.fullmatch(text):
-            raise ValueError("must not hold control or format characters")
+        text = visible(text, length)
         if BLANK.fullmatch(text):
             raise ValueError("must not be blank")
         if text in refuse:
@@ -89,6 +87,14 @@ def text_type(length, clean, schema):
     """Give a type of text for a `Record`, which keeps what ``clean(text)`` gives; `schema` says it in JSON Schema."""
     schema = {"minLength": 1, "maxLength": length, **schema}
     return Annotated[str, Meta(extra_json_schema=schema, extra={"clean": clean})]
+
+
+def visible(text, length):
+    """Give `text` in NFC; raises `ValueError` as `normalised` does, and for control and format characters."""
+    text = normalised(text, length)
+    if not VISIBLE.fullmatch(text):
+        raise ValueError("must not hold control or format characters")
+    return text
 
 
 def normalised(text, length):

@@ -51,7 +51,7 @@ class IdentityPlugin:
                 raise PluginError(f"Another identity plugin has the keyword {self.keyword!r}.")
 
     def apply(self, callback, route):
-        """Wrap a callback so that it runs for a confirmed identity only; a public one is handed back untouched."""
+        """Wrap a callback so that it runs for a confirmed identity only; a public one runs for anybody."""
         arguments = route.get_callback_args()
         inject = self.keyword in arguments
         if "tokens" in arguments:
@@ -87,11 +87,11 @@ class IdentityPlugin:
         try:
             claims = self.verified(token.strip(" "))
         except (jwt.InvalidTokenError, ValueError, OverflowError) as error:
-            raise invalid(environ, type(error).__name__) from None
+            raise self.invalid(environ, type(error).__name__) from None
         if claims["exp"] <= time.time():
-            raise invalid(environ, "ExpiredSignatureError")
+            raise self.invalid(environ, "ExpiredSignatureError")
         if not self.confirm(claims):
-            raise invalid(environ, "account or session has ended")
+            raise self.invalid(environ, "account or session has ended")
         environ["identity"] = claims["sub"]
         return claims["sub"]
 
@@ -103,8 +103,11 @@ class IdentityPlugin:
         claims["sub"].encode()  # raises ValueError for lone surrogates
         return claims
 
+    def invalid(self, environ, reason):
+        """Give the 401 for a token that does not hold; the log learns the reason, the client does not.
 
-def invalid(environ, reason):
-    """Give the 401 for a token that does not hold; the log learns the reason, the client does not."""
-    log.warning("token refused from %s: %s", environ.get("REMOTE_ADDR", "-"), reason)
-    return HTTPError(401, "Token is invalid or expired", WWW_Authenticate='Bearer error="invalid_token"')
+        Where a request is only looked at before it is answered (``identity.quiet``), the log will learn it then.
+        """
+        if "identity.quiet" not in environ:
+            log.warning("token refused from %s: %s", environ.get("REMOTE_ADDR", "-"), reason)
+        return HTTPError(401, "Token is invalid or expired", WWW_Authenticate='Bearer error="invalid_token"')

@@ -17,17 +17,17 @@ import json
 import operator
 import re
 from typing import Annotated, Literal
-from urllib.parse import parse_qsl, quote, urlencode
+from urllib.parse import parse_qsl, urlencode
 
 import mimeparse
-from bottle import HTTPError, request, response
+from bottle import HTTPError, response
 from msgspec import Meta
 from sqlalchemy import Text, func, select, union_all
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import GenericFunction
 
 from plugins.answers import JSON
-from plugins.bodies import MAX_INTEGER, Number, fields, normalised, shown, tidy
+from plugins.bodies import MAX_INTEGER, Number, fields, shown, tidy, visible
 from plugins.openapi import query_parameter
 from plugins.uploads import CSV_TYPE
 
@@ -94,13 +94,15 @@ DESCRIPTIONS = {
 def read_parameters(query):
     """Give the parameters of a query string (latin-1, as WSGI has it) as a dictionary; raises a 400."""
     try:
-        pairs = parse_qsl(query.encode("latin-1").decode(), True, strict_parsing=bool(query), errors="strict")
+        text = query.encode("latin-1").decode()
+        pairs = parse_qsl(text, True, strict_parsing=bool(text), errors="strict", max_num_fields=MAX_VALUES)
     except ValueError:
         raise HTTPError(400, "query: must be name=value pairs in UTF-8") from None
-    parameters = dict(pairs)
-    if len(parameters) < len(pairs):
-        repeated = next(name for name in parameters if sum(name == other for other, _ in pairs) > 1)
-        raise HTTPError(400, f"{shown(repeated)}: is repeated")
+    parameters = {}
+    for name, value in pairs:
+        if name in parameters:
+            raise HTTPError(400, f"{shown(name)}: is repeated")
+        parameters[name] = value
     return parameters
 
 
@@ -212,7 +214,7 @@ class Listing:
     def read_value(self, name, text, part=False):
         """Give what a text means for a field: a number, or text in NFC; a `part` of a text may be blank."""
         if self.is_text(name):
-            return normalised(text, 255) if part else tidy(self.record, name, text)
+            return visible(text, 255) if part else tidy(self.record, name, text)
         if not DIGITS.fullmatch(text) or int(text) > MAX_INTEGER:
             raise ValueError(f"must be an integer from 0 to {MAX_INTEGER}; to compare, write {name}__gt=100")
         return int(text)
@@ -270,14 +272,15 @@ def wants_csv(format, accept):
             raise HTTPError(400, "format: must be " + " or ".join(FORMATS))
         return format == "csv"
     try:
-        return mimeparse.best_match([CSV_TYPE, JSON], accept.lower()) == CSV_TYPE
+        known = ",".join(part for part in accept.lower().split(",") if "/" in part)
+        return mimeparse.best_match([CSV_TYPE, JSON], known) == CSV_TYPE
     except mimeparse.MimeTypeParseException:
         return False
 
 
-def link_next(query):
-    """Name the next page of what was asked for (RFC 8288)."""
-    response.set_header("Link", f'<{quote(request.path)}?{query}>; rel="next"')
+def link_next(path, query):
+    """Name the next page (RFC 8288)."""
+    response.set_header("Link", f'<{path}?{query}>; rel="next"')
 
 
 def json_array(text):

@@ -27,9 +27,14 @@ class MethodsPlugin:
 
 
 def override():
-    """Change the request's method; raises a 400 for another method, or where the request is no ``POST``."""
-    environ = request.environ
-    if HEADER in environ:
-        if environ["REQUEST_METHOD"] != "POST" or environ[HEADER] not in METHODS:
-            raise HTTPError(400, "X-HTTP-Method-Override: must be PUT, PATCH or DELETE, and on POST")
-        environ["REQUEST_METHOD"] = environ[HEADER]
+    """Change the method of the request that is being answered."""
+    request.environ["REQUEST_METHOD"] = method_of(request.environ)
+
+
+def method_of(environ):
+    """Give the method that a request means; raises a 400 for another one in the header, or where it is no ``POST``."""
+    if HEADER not in environ:
+        return environ["REQUEST_METHOD"]
+    if environ["REQUEST_METHOD"] != "POST" or environ[HEADER] not in METHODS:
+        raise HTTPError(400, "X-HTTP-Method-Override: must be PUT, PATCH or DELETE, and on POST")
+    return environ[HEADER]

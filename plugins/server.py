@@ -64,7 +64,7 @@ LAST_WORDS = b'{"Error": "Internal server error"}'
 # A control character, a CR or LF alone, a folded line: RFC 9112 forbids them, and readers differ about them.
 MALFORMED = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|\n(?<!\r\n)|\r(?!\n|\Z)|\n[ \t]")
 EMPTY_LINES = re.compile(rb"(?:\r\n)*")
-CODING = re.compile(rb"\r\ntransfer-encoding:[ \t]*(.*?)[ \t]*(?=\r\n|\Z)", re.IGNORECASE)
+CODING = re.compile(rb"\r\ntransfer-encoding:([^\r\n]*)", re.IGNORECASE)
 HOST = re.compile(r"[\w.~%!$&'()*+;=:\[\]-]*", re.ASCII)
 
 
@@ -143,7 +143,7 @@ class Request(HTTPRequestParser):
             raise ParsingError("Unknown version")
         if not HOST.fullmatch(self.headers.get("HOST", "" if self.version == "1.0" else "?")):
             raise ParsingError("Host is missing, repeated or malformed")
-        codings = CODING.findall(head)
+        codings = [coding.strip(b" \t") for coding in CODING.findall(head)]
         if codings and (codings != [b"chunked"] or not self.chunked or "CONTENT_LENGTH" in self.headers):
             raise ParsingError("Where the body ends is ambiguous")
         self.path = "/" + self.path.lstrip("/")  # as the application will see it
@@ -359,7 +359,7 @@ class Channel(HTTPChannel):
         """Tell whether this client takes too long to send, to read or to hang up."""
         now = time.time()
         idle = now - self.last_activity
-        if self.requests and not self.postponed:
+        if self.requests and not (self.postponed or self.at_once):
             return False
         if self.hangup:
             return now > self.hangup or idle > LINGER_IDLE

@@ -58,8 +58,11 @@ class OneLineParser(argparse.ArgumentParser):
     """An `argparse.ArgumentParser` that refuses in one line, without its usage."""
 
     def error(self, message):
-        """End the program with code 2; what was given is not repeated behind a ``=``, since it may hold a password."""
-        message = re.sub(r"=\S*", "=…", message)
+        """End the program with code 2; values are not repeated, since they may be passwords."""
+        told, _, given = message.partition("unrecognized arguments: ")
+        names = [word for word in given.split() if word.startswith("-")]
+        message = f"{told}unknown: {' '.join(names)}" if given else message.partition(" (choose")[0]
+        message = re.sub(r"=\S*|'[^']*'", "…", message)
         self.exit(2, f"{self.prog.partition(' ')[0]}: {message}\n")
 
 
