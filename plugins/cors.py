@@ -25,9 +25,8 @@ class CorsPlugin:
         """Wrap ``app.wsgi``, unless there is no origin to let in."""
         if self.origins:
             self.wrapped = app.wsgi
-            app.__dict__["wsgi"] = (
-                self.wsgi
-            )  # Bottle keeps plugins from setting an attribute twice, this one on purpose
+            # Bottle keeps plugins from setting an attribute twice; this one is wrapped twice on purpose.
+            app.__dict__["wsgi"] = self.wsgi
 
     def apply(self, callback, route):
         """Leave callbacks as they are."""

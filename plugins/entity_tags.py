@@ -1,14 +1,16 @@
 """Entity tags: conditional requests (RFC 9110, section 13) for handlers whose things have versions::
 
-@app.get("/thing/<name>")
-def show(name):
-    response.set_header("ETag", entity_tag(version))
-    if is_known(version):
-        return NOT_MODIFIED
+    @app.get("/thing/<name>")
+    def show(name):
+        response.set_header("ETag", entity_tag(version))
+        if is_known(version):
+            return NOT_MODIFIED
 
-@app.put("/thing/<name>")
-def update(name):
-    change(name, only_if=wanted_versions())
+    @app.put("/thing/<name>")
+    def update(name):
+        change(name, only_if=wanted_versions())
+
+A version is any text without quotes that a thing never has again once it has changed.
 """
 
 import re

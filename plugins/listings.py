@@ -15,7 +15,6 @@ import csv
 import io
 import json
 import operator
-import re
 from typing import Annotated, Literal
 from urllib.parse import parse_qsl, urlencode
 
@@ -29,14 +28,13 @@ from sqlalchemy.sql.functions import GenericFunction
 from plugins.answers import JSON
 from plugins.bodies import MAX_INTEGER, Number, fields, shown, tidy, visible
 from plugins.openapi import query_parameter
-from plugins.uploads import CSV_TYPE
+from plugins.uploads import CSV_TYPE, DIGITS
 
 FORMATS = ("json", "csv")
 MAX_LIMIT = 1000
 MAX_VALUES = 100
 PART = 1024  # characters that are worth sending by themselves
 Limit = Annotated[int, Meta(ge=1, le=MAX_LIMIT)]
-DIGITS = re.compile(r"[0-9]{1,30}")
 HINTS = {
     **dict.fromkeys(("order", "ordering", "sort", "_sort", "_sort_desc"), "write order_by=field or order_by=-field"),
     **dict.fromkeys(("page_size", "per_page", "_size", "size"), "write limit=100"),
