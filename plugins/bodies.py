@@ -38,6 +38,7 @@ INVISIBLE = (
 )
 VISIBLE = re.compile(f"[^{INVISIBLE}]+")
 BLANK = re.compile(rf"[\s{JOINERS}]*")
+DIGITS = re.compile(r"[0-9]{1,30}")
 MAX_INTEGER = 2**53 - 1  # what every JSON client can hold (RFC 8259, section 6)
 
 Number = Annotated[int, Meta(ge=0, le=MAX_INTEGER)]
@@ -164,6 +165,13 @@ def given(record):
 def fields(record):
     """Give the fields of a record by name, as `msgspec.structs.FieldInfo`."""
     return {field.name: field for field in msgspec.structs.fields(record)}
+
+
+def whole_number(text, low=0, high=MAX_INTEGER):
+    """Give the integer that plain ASCII digits mean; raises `ValueError` where it is not one from `low` to `high`."""
+    if not DIGITS.fullmatch(text) or not low <= int(text) <= high:
+        raise ValueError(f"must be an integer from {low} to {high}")
+    return int(text)
 
 
 @cache

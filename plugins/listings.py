@@ -26,9 +26,9 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import GenericFunction
 
 from plugins.answers import JSON
-from plugins.bodies import MAX_INTEGER, Number, fields, shown, tidy, visible
+from plugins.bodies import fields, integers, shown, tidy, visible, whole_number
 from plugins.openapi import query_parameter
-from plugins.uploads import CSV_TYPE, DIGITS
+from plugins.uploads import CSV_TYPE
 
 FORMATS = ("json", "csv")
 MAX_LIMIT = 1000
@@ -109,9 +109,10 @@ def read_integer(parameters, name, low, high, default=None):
     text = parameters.pop(name, None)
     if text is None:
         return default
-    if not DIGITS.fullmatch(text) or not low <= int(text) <= high:
-        raise HTTPError(400, f"{name}: must be an integer from {low} to {high}")
-    return int(text)
+    try:
+        return whole_number(text, low, high)
+    except ValueError as error:
+        raise HTTPError(400, f"{name}: {error}") from None
 
 
 def refuse_others(parameters):
@@ -129,7 +130,7 @@ def listing_parameters(record):
     yield query_parameter("after", str, "Where the page begins, taken from the Link of the page before")
     yield query_parameter("format", Literal[FORMATS], "What to answer with, whatever Accept says")
     for name, field in fields(record).items():
-        for operation in operators(field.type is not Number):
+        for operation in operators(text=name not in integers(record)):
             kind = field.type if operation not in ("in", *TEXT_OPERATORS) else str
             yield query_parameter(f"{name}__{operation}" if operation else name, kind, DESCRIPTIONS[operation])
 
@@ -169,7 +170,7 @@ class Listing:
 
     def is_text(self, name):
         """Tell whether a field is text; the others are numbers."""
-        return isinstance(self.table.c[name].type, Text)
+        return name not in integers(self.record)
 
     def read_order(self, text):
         """Give (field, descending) pairs, the key last."""
@@ -213,9 +214,10 @@ class Listing:
         """Give what a text means for a field: a number, or text in NFC; a `part` of a text may be blank."""
         if self.is_text(name):
             return visible(text, 255) if part else tidy(self.record, name, text)
-        if not DIGITS.fullmatch(text) or int(text) > MAX_INTEGER:
-            raise ValueError(f"must be an integer from 0 to {MAX_INTEGER}; to compare, write {name}__gt=100")
-        return int(text)
+        try:
+            return whole_number(text)
+        except ValueError as error:
+            raise ValueError(f"{error}; to compare, write {name}__gt=100") from None
 
     def read_values(self, name, text):
         """Give the values of one CSV record."""
@@ -294,6 +296,7 @@ def json_parts(chunks):
 
 
 def array_parts(chunks):
+    """Write the array of `json_parts`."""
     part = "["
     for texts in chunks:
         if len(part) > 1:
@@ -311,6 +314,7 @@ def csv_parts(columns, chunks, filename):
 
 
 def record_parts(columns, chunks):
+    """Write the records of `csv_parts`."""
     file = io.StringIO()
     writer = csv.writer(file)
     writer.writerow(columns)

@@ -21,10 +21,9 @@ from functools import partial
 
 from bottle import HTTPError
 
-from plugins.bodies import JSON_TYPE, MAX_INTEGER, content_type, convert, decoder, fields, integers, read_body
+from plugins.bodies import JSON_TYPE, content_type, convert, decoder, fields, integers, read_body, whole_number
 
 CSV_TYPE = "text/csv"
-DIGITS = re.compile(r"[0-9]{1,30}")
 NEITHER = "Content-Type must be application/json or text/csv"
 
 
@@ -124,7 +123,8 @@ def typed(columns, cells, record, number):
         raise ValueError(f"line {number}: must have {len(columns)} columns")
     values = dict(zip(columns, cells, strict=True))
     for name in integers(record):
-        if not DIGITS.fullmatch(values[name]):
-            raise ValueError(f"line {number}: {name}: must be an integer from 0 to {MAX_INTEGER}")
-        values[name] = int(values[name])
+        try:
+            values[name] = whole_number(values[name])
+        except ValueError as error:
+            raise ValueError(f"line {number}: {name}: {error}") from None
     return values
