@@ -223,7 +223,7 @@ def add_functions(functions, connection, record):
 
 
 class Statement:
-    """A statement that is compiled once and sent straight to the driver: it costs a fifth of the same by way of SQLAlchemy."""
+    """A statement, compiled once and sent straight to the driver, at a fifth of its cost by way of SQLAlchemy."""
 
     def __init__(self, db, statement):
         compiled = statement.compile(db.engine)
