@@ -1,0 +1,395 @@
+"""Accounts that end, guessing, and accounts at the console."""
+
+import json
+import os
+import statistics
+import subprocess
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import argon2
+import pytest
+
+from conftest import (
+    CREDENTIALS,
+    PASSWORD,
+    PROGRAM,
+    PROXY,
+    TYPED,
+    USERNAME,
+    WRONG,
+    TestApp,
+    assert_error,
+    assert_json,
+    assert_refusal,
+    environment,
+    length,
+    run,
+    send,
+    sqlite_store,
+    statuses,
+)
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Registration
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("username", [USERNAME, "bob"])
+def test_closed_registration_is_403(make_app, database, account, username):
+    testapp = TestApp(make_app(registration="closed"))
+    database.insert("users", account.row)
+
+    answer = testapp.post_json("/register", {"username": username, "password": "x"}, status=403)
+
+    assert_error(answer, 403, "Registration is closed")
+    assert database.query("SELECT * FROM users") == [account.row]
+
+
+@pytest.mark.parametrize(("password", "fine"), [("p" * 7, False), ("e\u0301" * 7, False), ("p" * 8, True)])
+def test_shortest_new_password(make_app, database, account, password, fine):
+    testapp = TestApp(make_app(password_min=8))
+    database.insert("users", account.row)
+    testapp.authorization = ("Bearer", testapp.post_json("/auth", CREDENTIALS).json["access_token"])
+
+    new = testapp.post_json("/register", {"username": "bob", "password": password}, status="*")
+    other = testapp.put_json("/account/password", {"password": PASSWORD, "new_password": password}, status="*")
+
+    assert (new.status_int, other.status_int) == ((201, 202) if fine else (400, 400))
+    assert fine or other.json == {"Error": "new_password: must be at least 8 characters"}
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Accounts that end
+# ----------------------------------------------------------------------------------------------------------------------
+
+CHANGE = {"password": PASSWORD, "new_password": "sesame"}
+CONFIRMED = [("PUT", "/account/password", CHANGE), ("DELETE", "/account", {"password": PASSWORD})]
+confirmed = pytest.mark.parametrize(("method", "path", "body"), CONFIRMED)
+ending = pytest.mark.parametrize(("method", "path", "body"), [*CONFIRMED, ("POST", "/logout", None)])
+SENTENCES = {"/account/password": "Password changed", "/logout": "Logged out", "/account": "User deleted"}
+
+
+def end(client, method, path, body):
+    """Send what ends an account or its tokens."""
+    body, content_type = (b"", None) if body is None else (json.dumps(body), "application/json")
+    return send(client, method, path, body, content_type)
+
+
+@ending
+def test_end_ends_every_token(client, account, method, path, body):
+    tokens = [account.token, client.post_json("/auth", CREDENTIALS).json["access_token"]]
+
+    assert_json(end(client, method, path, body), 202, {"Message": SENTENCES[path]})
+
+    for token in tokens:
+        answer = client.get("/stock", headers={"Authorization": f"Bearer {token}"}, status=401)
+        assert_error(answer, 401, "Token is invalid or expired")
+
+
+@ending
+def test_end_ends_no_token_of_others(client, database, account, method, path, body):
+    database.insert("users", {**account.row, "username": "bob"})
+    token = client.post_json("/auth", {**CREDENTIALS, "username": "bob"}).json["access_token"]
+
+    end(client, method, path, body)
+
+    client.get("/stock", headers={"Authorization": f"Bearer {token}"}, status=400)
+
+
+@ending
+@pytest.mark.parametrize("here", [True, False])
+def test_end_counts_in_another_process(server, lasting_app, here, method, path, body):
+    testapp = TestApp(lasting_app)
+    testapp.authorization = ("Bearer", server.token)
+    before = [testapp.get("/stock", status="*"), server.request("GET", "/stock")]
+
+    end(testapp, method, path, body) if here else server.request(method, path, body)
+
+    assert statuses(before) == [400, 400]
+    assert statuses([testapp.get("/stock", status="*"), server.request("GET", "/stock")]) == [401, 401]
+
+
+@pytest.mark.parametrize("password", [PASSWORD, "another"])
+def test_name_registered_again_revives_no_token(client, password):
+    client.delete_json("/account", {"password": PASSWORD}, status=202)
+    client.post_json("/register", {"username": USERNAME, "password": password}, status=201)
+
+    client.get("/stock", status=401)
+
+
+@pytest.mark.parametrize(("number", "password", "status"), [(0, PASSWORD, 401), (0, "sesame", 200), (1, PASSWORD, 401)])
+def test_log_in_after_the_end(client, number, password, status):
+    end(client, *CONFIRMED[number])
+
+    client.post_json("/auth", {"username": USERNAME, "password": password}, status=status)
+
+
+@confirmed
+def test_wrong_password_is_403(refused, method, path, body):
+    assert_error(end(refused, method, path, {**body, "password": "wrong"}), 403, "Invalid password")
+
+
+@pytest.mark.parametrize("name", ["password", "new_password"])
+@pytest.mark.parametrize(
+    ("value", "sentence"),
+    [
+        *[("", length(1024)), ("x" * 1025, length(1024)), ("a\0", "must not hold NUL"), (1, "must be text")],
+        *[(None, "must be text"), (..., "is missing")],
+    ],
+)
+def test_wrong_value_of_a_password_is_400(refused, name, value, sentence):
+    body = {key: text for key, text in {**CHANGE, name: value}.items() if text is not ...}
+
+    assert_error(refused.put_json("/account/password", body, status=400), 400, f"{name}: {sentence}")
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Guessing
+# ----------------------------------------------------------------------------------------------------------------------
+
+TOO_MANY = "Too many attempts. Try again later"
+
+
+def guess(client, username=USERNAME, password="wrong", address="127.0.0.1", **environ):
+    """Try to log in."""
+    credentials = {"username": username, "password": password}
+    return client.post_json("/auth", credentials, extra_environ={"REMOTE_ADDR": address, **environ}, status="*")
+
+
+def failures(database):
+    """Give the failed logins that are stored."""
+    return database.query("SELECT * FROM failures")
+
+
+def fail(client, database, times, username=USERNAME):
+    """Fail to log in once, and have that stored as often as is said, since each password takes its time."""
+    before = failures(database)
+    assert guess(client, username).status_int == 401
+    (row,) = [row for row in failures(database) if row not in before]
+    for number in range(1, times):
+        database.insert("failures", {**row, "at": row["at"] - number})
+
+
+def let_pass(database, seconds):
+    """Make what is stored older."""
+    database.execute("UPDATE failures SET at = at - :passed", passed=seconds * 1000)
+
+
+def test_eleventh_failed_login_is_429(registered):
+    assert statuses(guess(registered) for _ in range(10)) == [401] * 10
+
+    answer = guess(registered)
+
+    assert_error(answer, 429, TOO_MANY)
+    assert 290 <= int(answer.headers["Retry-After"]) <= 300
+
+
+@pytest.mark.parametrize(("username", "password"), [(USERNAME, PASSWORD), (USERNAME, "wrong"), ("nobody", "wrong")])
+def test_password_is_not_looked_at_after_ten(registered, database, username, password):
+    def took(name):
+        began = time.perf_counter()
+        answers.append(guess(registered, name, password))
+        return time.perf_counter() - began
+
+    answers = []
+    looked_at = took("somebody else")
+    fail(registered, database, 10, username)
+
+    assert statistics.median(took(username) for _ in range(9)) < looked_at / 2
+    assert statuses(answers) == [401] + [429] * 9
+    assert len(failures(database)) == 11
+
+
+@pytest.mark.parametrize(
+    ("times", "failed", "username", "address", "status"),
+    [
+        (9, USERNAME, USERNAME, "127.0.0.1", 200),
+        (10, "bob", USERNAME, "127.0.0.1", 200),
+        (10, USERNAME, USERNAME, "192.0.2.11", 200),
+        (99, "bob", USERNAME, "127.0.0.1", 200),
+        (100, "bob", USERNAME, "127.0.0.1", 429),
+        (100, "bob", USERNAME, "192.0.2.11", 200),
+        (10, "Alice", "alice", "127.0.0.1", 200),
+        (10, "S\u030ckoda", "\u0160koda", "127.0.0.1", 429),
+    ],
+)
+def test_failures_count_by_name_and_address(registered, database, times, failed, username, address, status):
+    fail(registered, database, times, failed)
+
+    assert guess(registered, username, PASSWORD, address).status_int == status
+
+
+@confirmed
+def test_wrong_password_counts_as_failed_login(client, database, method, path, body):
+    client.extra_environ["REMOTE_ADDR"] = "127.0.0.1"
+    fail(client, database, 9)
+    assert end(client, method, path, {**body, "password": "wrong"}).status_int == 403
+
+    assert guess(client, password=PASSWORD).status_int == 429
+    assert_error(end(client, method, path, body), 429, TOO_MANY)
+
+
+@pytest.mark.parametrize(
+    ("username", "password", "environ", "status"),
+    [
+        *[(USERNAME, PASSWORD, {}, 200), (USERNAME, "", {}, 400), ("\n", "wrong", {}, 400)],
+        (USERNAME, "wrong", {"server.error": (503, "Too many logins wait. Try again later")}, 503),
+    ],
+)
+def test_what_is_no_failed_login_does_not_count(registered, database, username, password, environ, status):
+    assert guess(registered, username, password, **environ).status_int == status
+
+    assert failures(database) == []
+
+
+def test_success_forgives_nothing(registered, database):
+    fail(registered, database, 9)
+
+    assert [guess(registered, password=password).status_int for password in (PASSWORD, "x", "x")] == [200, 401, 429]
+
+
+@pytest.mark.parametrize(("seconds", "status"), [(295, 429), (300, 200)])
+def test_failures_hold_for_five_minutes(registered, database, seconds, status):
+    fail(registered, database, 10)
+    let_pass(database, seconds)
+
+    answer = guess(registered, password=PASSWORD)
+
+    assert answer.status_int == status
+    assert 0 <= int(answer.headers.get("Retry-After", 0)) <= 5
+
+
+def test_old_failures_are_forgotten(registered, database):
+    fail(registered, database, 10, "bob")
+    let_pass(database, 301)
+
+    guess(registered, address="192.0.2.11")
+
+    assert [row["address"] for row in failures(database)] == ["192.0.2.11"]
+
+
+def test_names_that_failed_are_not_stored(testapp, database):
+    guess(testapp, username="hunter2")  # a password, typed into the wrong field
+
+    assert "hunter2" not in str([database.query(f"SELECT * FROM {name}") for name in database.tables()])
+
+
+@pytest.mark.parametrize(("trusted", "status"), [(PROXY, 200), (None, 429)])
+def test_guesses_are_counted_per_client_of_the_proxy_only(make_app, database, account, trusted, status):
+    testapp = TestApp(make_app(trusted_proxy=trusted))
+    database.insert("users", account.row)
+    for _ in range(10):
+        guess(testapp, address=PROXY, HTTP_X_FORWARDED_FOR="203.0.113.10, 203.0.113.9")
+
+    answer = guess(testapp, USERNAME, PASSWORD, address=PROXY, HTTP_X_FORWARDED_FOR="203.0.113.10")
+
+    assert answer.status_int == status
+
+
+def test_guesses_count_in_another_process(server, lasting_app, database):
+    fail(TestApp(lasting_app), database, 10)
+
+    assert_error(server.request("POST", "/auth", CREDENTIALS), 429, TOO_MANY)
+
+
+@pytest.mark.parametrize(("before", "looked_at"), [(0, 10), (9, 1)])
+def test_simultaneous_guesses_in_two_processes_are_ten(server, lasting_app, database, before, looked_at):
+    def attempt(number):
+        barrier.wait()
+        return server.request("POST", "/auth", WRONG) if number % 2 else guess(TestApp(lasting_app))
+
+    if before:
+        fail(TestApp(lasting_app), database, before)
+    barrier = threading.Barrier(16)
+    with ThreadPoolExecutor(16) as pool:
+        answers = list(pool.map(attempt, range(16)))
+
+    assert statuses(answers) == [401] * looked_at + [429] * (16 - looked_at)
+
+
+def test_right_password_is_not_told_when_others_failed_meanwhile(registered, database):
+    fail(registered, database, 10)
+    rows = failures(database)
+    database.execute("DELETE FROM failures")
+    slow = argon2.PasswordHasher(time_cost=40, memory_cost=19456, parallelism=1).hash(PASSWORD)
+    database.execute("UPDATE users SET password = :slow", slow=slow)
+
+    with ThreadPoolExecutor(1) as pool:
+        login = pool.submit(guess, registered, USERNAME, PASSWORD)
+        time.sleep(0.1)
+        for row in rows:
+            database.insert("failures", row)
+
+    assert_error(login.result(), 429, TOO_MANY)
+
+
+def test_many_logins_keep_nobody_waiting(server):
+    with ThreadPoolExecutor(16) as pool:
+        names = [{"username": f"name {number}", "password": "x"} for number in range(16)]
+        logins = [pool.submit(server.request, "POST", "/auth", name) for name in names]
+        while not any(login.done() for login in logins):
+            time.sleep(0.001)
+        server.request("GET", "/health")
+        done = sum(login.done() for login in logins)
+
+    assert done < 12
+    assert statuses(login.result() for login in logins) == [401] * 16
+
+
+def test_wrong_password_and_unknown_name_take_the_same_time(registered):
+    took = {USERNAME: [], "nobody": []}
+    for number in range(20):
+        for username, times in took.items():
+            began = time.perf_counter()
+            guess(registered, username, address=f"192.0.2.{number}")
+            times.append(time.perf_counter() - began)
+
+    known, unknown = (statistics.median(times) for times in took.values())
+    print(f"medians: wrong password {known * 1000:.1f} ms, unknown name {unknown * 1000:.1f} ms")
+    assert abs(known - unknown) < 0.25 * max(known, unknown)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# At the console
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def test_adduser_reads_the_password_from_a_pipe(registered, database):
+    child = run("adduser", "Вася", text=" pass word \r\n", DATABASE_URL=database.url, REGISTRATION="closed")
+
+    assert (child.returncode, child.stderr) == (0, "")
+    registered.post_json("/auth", {"username": "Вася", "password": " pass word "}, status=200)
+
+
+@pytest.mark.parametrize(
+    ("username", "text", "said"),
+    [
+        (USERNAME, "another\n", "User already exists"),
+        *[("a\tb", "sesame\n", "username"), ("x" * 81, "sesame\n", "username")],
+        *[("bob", "short\n", "password"), ("bob", "", "password")],
+    ],
+)
+def test_adduser_refuses(database, account, app, username, text, said):
+    database.insert("users", account.row)
+
+    assert_refusal(run("adduser", username, text=text, DATABASE_URL=database.url, PASSWORD_MIN="6"), 1, said)
+
+    assert database.query("SELECT * FROM users") == [account.row]
+
+
+def test_adduser_asks_for_the_password_without_showing_it(tmp_path):
+    ours, theirs = pytest.importorskip("pty").openpty()
+    pipes = {"stdin": theirs, "stdout": theirs, "stderr": subprocess.PIPE, "start_new_session": True}
+    env = environment(DATABASE_URL=sqlite_store(tmp_path).url)
+    with subprocess.Popen([*PROGRAM, "adduser", "bob"], env=env, **pipes) as child:
+        prompt = child.stderr.read(10)
+        os.write(ours, TYPED.encode() + b"\n")
+        code = child.wait(10)
+    shown = os.read(ours, 4096)
+    os.close(ours)
+    os.close(theirs)
+
+    assert (prompt, code) == (b"Password: ", 0)
+    assert TYPED.encode() not in shown

@@ -1,0 +1,447 @@
+"""The plugins by themselves, each in an application of its own."""
+
+import logging
+import re
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+
+import bottle
+import pytest
+from bottle import Bottle, HTTPError, PluginError
+
+from conftest import NO_OBJECT, NUMBER, SECRET, TestApp, assert_headers, length, send
+from plugins.access import AccessPlugin
+from plugins.answers import Answer, AnswersPlugin
+from plugins.bodies import BodiesPlugin, Number, Record, Text
+from plugins.identity import IdentityPlugin
+from plugins.storage import Database, StoragePlugin
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Access
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+# What a handler uses is an argument with a default here: Bottle takes what a function encloses for what it decorates.
+
+
+def nothing():
+    """Answer with an empty object."""
+    return {}
+
+
+@pytest.fixture
+def plain():
+    """An application without a plugin."""
+    return Bottle()
+
+
+def test_access_adds_headers_to_every_answer(plain):
+    plain.install(AccessPlugin())
+    plain.get("/", callback=lambda: "hello")
+
+    for path in ("/", "/nothing"):
+        headers = TestApp(plain).get(path, status="*").headers
+        assert headers["X-Content-Type-Options"] == "nosniff"
+        assert re.fullmatch(r"[A-Za-z0-9._-]{1,128}", headers["X-Request-ID"])
+
+
+@pytest.mark.parametrize("request_id", ["a", "A-z_0.9", "x" * 128])
+def test_access_keeps_a_request_id(plain, request_id):
+    plain.install(AccessPlugin())
+
+    answer = TestApp(plain).get("/", headers={"X-Request-ID": request_id}, status=404)
+
+    assert_headers(answer, X_Request_ID=request_id)
+
+
+@pytest.mark.parametrize("request_id", ["", "a b", "é", "x" * 129, "a\tb", "<x>"])
+def test_access_replaces_a_request_id_that_is_not_clean(plain, request_id):
+    plain.install(AccessPlugin())
+
+    answer = TestApp(plain).get("/", headers={"X-Request-ID": request_id}, status=404)
+
+    assert answer.headers["X-Request-ID"] != request_id
+
+
+def test_access_logs_a_line_per_request(plain, caplog):
+    caplog.set_level(logging.INFO, "dealer.access")
+    plain.install(AccessPlugin())
+    plain.get("/hello", callback=lambda: "hello")
+
+    TestApp(plain).get("/hello?token=x", headers={"X-Request-ID": "id-1"}, extra_environ={"REMOTE_ADDR": "192.0.2.1"})
+
+    (line,) = caplog.messages
+    assert re.fullmatch(r"192\.0\.2\.1 - GET /hello 200 [\d.]+ms id-1", line)
+
+
+def test_access_logs_no_raw_control_character(plain, caplog):
+    caplog.set_level(logging.INFO, "dealer.access")
+    plain.install(AccessPlugin())
+
+    TestApp(plain).get("/a%0Ab%1B%C3%A9", status=404)
+
+    (line,) = caplog.messages
+    assert line.isascii()
+    assert line.isprintable()
+
+
+def test_second_access_plugin_is_refused(plain):
+    plain.install(AccessPlugin())
+
+    with pytest.raises(PluginError):
+        plain.install(AccessPlugin())
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Answers
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def answering(plain):
+    """An application that answers in JSON."""
+    plain.install(AnswersPlugin())
+    return plain
+
+
+@pytest.mark.parametrize(
+    ("result", "status", "body"),
+    [({"a": "é"}, 200, {"a": "é"}), ([1, {}], 200, [1, {}]), (Answer(202, {"Message": "x"}), 202, {"Message": "x"})],
+)
+def test_answers_makes_json_of_what_is_returned(answering, result, status, body):
+    answering.get("/", callback=lambda result=result: result)
+
+    answer = TestApp(answering).get("/", status=status)
+
+    assert (answer.json, answer.headers["Content-Type"]) == (body, "application/json")
+
+
+def test_answers_leaves_bytes_as_they_are(answering):
+    answering.get("/", callback=lambda: b"<p>")
+
+    answer = TestApp(answering).get("/")
+
+    assert (answer.body, answer.content_type) == (b"<p>", "text/html")
+
+
+@pytest.mark.parametrize(
+    ("raised", "status", "sentence"),
+    [
+        (HTTPError(418, "I am a teapot"), 418, "I am a teapot"),
+        (Answer(409, {"Error": "Taken"}).error(), 409, "Taken"),
+        (ValueError("secret"), 500, "Internal server error"),
+    ],
+)
+def test_answers_makes_json_of_what_is_raised(answering, raised, status, sentence):
+    def fail(raised=raised):
+        raise raised
+
+    answering.get("/", callback=fail)
+
+    answer = TestApp(answering).get("/", status=status)
+
+    assert (answer.json, answer.headers["Content-Type"]) == ({"Error": sentence}, "application/json")
+
+
+def test_answers_keeps_the_headers_of_an_error(answering):
+    def fail():
+        raise Answer(503, {"Error": "Later"}).error(Retry_After="7")
+
+    answering.get("/", callback=fail)
+
+    assert_headers(TestApp(answering).get("/", status=503), Retry_After="7")
+
+
+@pytest.mark.parametrize(("method", "path", "status"), [("GET", "/nothing", 404), ("PUT", "/", 405)])
+def test_answers_makes_json_of_errors_of_bottle(answering, method, path, status):
+    answering.get("/", callback=nothing)
+
+    answer = send(TestApp(answering), method, path)
+
+    assert (answer.status_int, list(answer.json)) == (status, ["Error"])
+
+
+def test_answers_words_what_the_server_could_not_read(answering):
+    answering.get("/", callback=nothing)
+
+    answer = TestApp(answering).get("/", extra_environ={"server.error": (431, "Too large")}, status=431)
+
+    assert answer.json == {"Error": "Too large"}
+
+
+def test_second_answers_plugin_is_refused(answering):
+    with pytest.raises(PluginError):
+        answering.install(AnswersPlugin())
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Storage
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def db(database):
+    """A `Database` with one connection and one table, ``notes``."""
+    database.execute("CREATE TABLE notes (text TEXT PRIMARY KEY)")
+    with closing(Database(database.url, connections=1)) as db:
+        yield db
+    database.execute("DROP TABLE notes")
+
+
+@pytest.fixture
+def storing(plain, db):
+    """An application with a database."""
+    plain.install(AnswersPlugin())
+    plain.install(StoragePlugin(db))
+    return plain
+
+
+def write_note(db):
+    """Write a note, as a handler does."""
+    db.query("INSERT INTO notes VALUES ('x')")
+
+
+def notes(database):
+    """Give the notes that anyone can see."""
+    return [row["text"] for row in database.query("SELECT text FROM notes")]
+
+
+def test_storage_commits_on_answer(storing, database):
+    @storing.post("/")
+    def write(db):
+        write_note(db)
+        return {}
+
+    TestApp(storing).post("/")
+
+    assert notes(database) == ["x"]
+
+
+@pytest.mark.parametrize("raised", [HTTPError(400, "No"), bottle.HTTPResponse(status=303), ValueError("fault")])
+def test_storage_rolls_back_on_raise(storing, database, raised):
+    @storing.post("/")
+    def write_and_raise(db, raised=raised):
+        write_note(db)
+        raise raised
+
+    TestApp(storing).post("/", status="*")
+
+    assert notes(database) == []
+
+
+def test_storage_gives_the_connection_back(storing):
+    @storing.get("/")
+    def read(db):
+        return list(db.query("SELECT text FROM notes"))
+
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda _: TestApp(storing).get("/").json, range(8)))
+
+    assert answers == [[]] * 8
+
+
+def test_storage_gives_the_connection_back_on_raise(storing, db):
+    @storing.post("/")
+    def write_and_raise(db):
+        write_note(db)
+        raise HTTPError(400, "No")
+
+    TestApp(storing).post("/", status=400)
+
+    assert db.engine.pool.checkedout() == 0
+
+
+def test_storage_reads_one_moment(storing, database):
+    @storing.get("/")
+    def read_twice(db, database=database):
+        first = list(db.query("SELECT text FROM notes"))
+        database.insert("notes", {"text": "meanwhile"})
+        return [first, list(db.query("SELECT text FROM notes"))]
+
+    assert TestApp(storing).get("/").json == [[], []]
+
+
+def test_storage_takes_no_connection_where_it_is_not_asked_for(storing, db):
+    storing.get("/", callback=lambda pool=db.engine.pool: {"taken": pool.checkedout()})
+
+    assert TestApp(storing).get("/").json == {"taken": 0}
+
+
+def test_storage_takes_no_connection_before_the_first_statement(storing):
+    storing.get("/", callback=lambda db: {"taken": db.engine.pool.checkedout()})
+
+    assert TestApp(storing).get("/").json == {"taken": 0}
+
+
+def test_storage_reads_in_a_transaction_of_its_own_without_holding_writers_up(storing, database):
+    @storing.post("/")
+    def read_then_write(db, database=database):
+        with db.reading():
+            list(db.query("SELECT text FROM notes"))
+        database.insert("notes", {"text": "meanwhile"})
+        write_note(db)
+        return {}
+
+    TestApp(storing).post("/")
+
+    assert sorted(notes(database)) == ["meanwhile", "x"]
+
+
+def test_storage_gives_the_connection_back_after_an_answer_in_parts(storing):
+    @storing.get("/")
+    def read(db):
+        for row in db.query("SELECT 1 AS number UNION SELECT 2 UNION SELECT 3 ORDER BY number"):
+            yield b"%d" % row["number"]
+
+    answers = [TestApp(storing).get("/").body for _ in range(3)]
+
+    assert answers == [b"123"] * 3
+
+
+def test_storage_gives_what_was_made_of_the_database(plain, db):
+    plain.install(AnswersPlugin())
+    plain.install(StoragePlugin(db, notes="resource"))
+    plain.get("/", callback=lambda notes: {"notes": notes})
+
+    assert TestApp(plain).get("/").json == {"notes": "resource"}
+
+
+def test_second_storage_plugin_with_the_keyword_is_refused(storing, db):
+    with pytest.raises(PluginError):
+        storing.install(StoragePlugin(db))
+
+
+def test_storage_out_of_reach_is_503(plain, tmp_path):
+    plain.install(AnswersPlugin())
+    plain.get("/", callback=lambda db: list(db.query("SELECT 1")))
+    with closing(Database(f"sqlite:///{tmp_path}/nowhere/x.db")) as db:
+        plain.install(StoragePlugin(db))
+
+        answer = TestApp(plain).get("/", status=503)
+
+    assert answer.json == {"Error": "Database is not available. Try again later"}
+    assert answer.headers["Retry-After"].isdigit()
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Identity
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def identifying(plain):
+    """An application that knows everybody but Mallory."""
+    plain.install(AnswersPlugin())
+    plain.install(IdentityPlugin(SECRET, ttl=60, confirm=lambda claims: claims["sub"] != "mallory"))
+    plain.get("/me", callback=lambda identity: {"me": identity})
+    plain.get("/secret", callback=nothing)
+    plain.get("/open", callback=nothing, public=True)
+    plain.get("/token/<name>", callback=lambda name, tokens: {"token": tokens.make(name)}, public=True)
+    return TestApp(plain)
+
+
+def identify(testapp, name):
+    """Take a token from the application, and send it from now on."""
+    testapp.authorization = ("Bearer", testapp.get(f"/token/{name}").json["token"])
+    return testapp
+
+
+def test_identity_is_injected(identifying):
+    assert identify(identifying, "alice").get("/me").json == {"me": "alice"}
+
+
+def test_identity_protects_where_it_is_not_asked_for(identifying):
+    identifying.get("/secret", status=401)
+
+
+def test_identity_lets_everyone_to_what_is_public(identifying):
+    assert identifying.get("/open").json == {}
+
+
+def test_identity_is_confirmed(identifying):
+    identify(identifying, "mallory").get("/secret", status=401)
+
+
+def test_identity_is_confirmed_each_time(plain):
+    known = {"alice"}
+    plugin = IdentityPlugin(SECRET, ttl=60, confirm=lambda claims: claims["sub"] in known)
+    plain.install(plugin)
+    plain.get("/", callback=lambda: "hello")
+    testapp = TestApp(plain)
+    testapp.authorization = ("Bearer", plugin.make("alice"))
+    testapp.get("/", status=200)
+
+    known.clear()
+
+    testapp.get("/", status=401)
+
+
+def test_public_route_that_asks_for_identity_is_refused(plain):
+    plain.install(IdentityPlugin(SECRET, ttl=60, confirm=lambda claims: True))
+    plain.get("/", callback=lambda identity: identity, public=True)
+
+    with pytest.raises(PluginError):
+        plain.routes[0].prepare()
+
+
+def test_second_identity_plugin_with_the_keyword_is_refused(plain):
+    plain.install(IdentityPlugin(SECRET, ttl=60, confirm=lambda claims: True))
+
+    with pytest.raises(PluginError):
+        plain.install(IdentityPlugin(SECRET, ttl=60, confirm=lambda claims: True))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Bodies
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+class Room(Record):
+    """A record that has nothing to do with cars."""
+
+    name: Text(3)
+    seats: Number
+
+
+@pytest.fixture
+def reading(plain):
+    """A client of an application that reads rooms."""
+    plain.install(AnswersPlugin())
+    plain.install(BodiesPlugin(path=Room))
+
+    @plain.put("/room/<name>")
+    def update(name, room: Room):
+        return {"name": room.name, "seats": room.seats}
+
+    plain.post("/free", callback=lambda: {"body": bottle.request.body.read().decode()})
+    return TestApp(plain)
+
+
+def test_bodies_gives_the_record(reading):
+    assert reading.put_json("/room/A1", {"seats": 5}).json == {"name": "A1", "seats": 5}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "sentence"),
+    [
+        ("/room/A1", {"seats": "5"}, f"seats: {NUMBER}"),
+        ("/room/A1", {}, "seats: is missing"),
+        ("/room/A1", {"seats": 5, "doors": 1}, "doors: unknown field"),
+        ("/room/A1", {"seats": 5, "name": "B1"}, "name: must be the same as in the path"),
+        ("/room/A123", {"seats": 5}, f"name: {length(3)}"),
+        ("/room/A1", [], NO_OBJECT),
+    ],
+)
+def test_bodies_refuses_what_does_not_fit(reading, path, body, sentence):
+    assert reading.put_json(path, body, status=400).json == {"Error": sentence}
+
+
+def test_bodies_leaves_a_body_that_is_not_asked_for(reading):
+    assert reading.post("/free", "anything", content_type="text/plain").json == {"body": "anything"}
+
+
+def test_second_bodies_plugin_is_refused(plain):
+    plain.install(BodiesPlugin(path=Room))
+
+    with pytest.raises(PluginError):
+        plain.install(BodiesPlugin(path=Room))

@@ -1,0 +1,256 @@
+"""Whole inventories: all of an upload is stored, or nothing."""
+
+import json
+import re
+
+import pytest
+
+from conftest import (
+    CAR,
+    COMPOSED,
+    CSV,
+    DECOMPOSED,
+    HEADER,
+    HERE,
+    JSON,
+    LINES,
+    MIB,
+    NUMBER,
+    ODD_CARS,
+    SAMPLES,
+    TWO_CARS,
+    as_csv,
+    assert_error,
+    assert_json,
+    assert_refused,
+    in_order,
+    put_cars,
+    send,
+)
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Whole inventories
+# ----------------------------------------------------------------------------------------------------------------------
+
+BMW, AUDI = "BMW,280,400,Auto Motors,Germany", "Audi,210,999,Second Hand,Sweden"
+CREATED = [("POST", 201, "{} autos created"), ("PUT", 202, "{} autos created, 0 updated")]
+
+
+def lines(*rows, header=HEADER, end="\r\n"):
+    """Give the text of CSV."""
+    return "".join(row + end for row in (header, *rows))
+
+
+def row(**changes):
+    """Give the line of a car, with some cells of its own."""
+    return ",".join(str({"mark": "Kia", **CAR, **changes}[name]) for name in HEADER.split(","))
+
+
+def items(*changes, end="]"):
+    """Give the text of a JSON array of cars, with some values of their own."""
+    return json.dumps([{"mark": f"Kia {number}", **CAR, **some} for number, some in enumerate(changes)])[:-1] + end
+
+
+REORDERED = ["Germany,400,BMW,280,Auto Motors", "Sweden,999,Audi,210,Second Hand"]
+FINE_UPLOADS = {
+    "CRLF": (CSV, lines(BMW, AUDI)),
+    "LF": (CSV, lines(BMW, AUDI, end="\n")),
+    "no line end at the end": (CSV, lines(BMW, AUDI).rstrip()),
+    "BOM": (CSV, "\ufeff" + lines(BMW, AUDI)),
+    "BOM and semicolons": (CSV, "\ufeff" + lines(BMW, AUDI).replace(",", ";")),
+    "semicolons and LF": (CSV, lines(BMW, AUDI, end="\n").replace(",", ";")),
+    "quoted": (CSV, "\ufeff" + re.sub(r"[^,\r\n]+", r'"\g<0>"', lines(BMW, AUDI))),
+    "columns in another order": (CSV, lines(*REORDERED, header="stock,distance,mark,max_speed,handler")),
+    "blank lines": (CSV, lines(BMW, "", "", AUDI, "", "")),
+    "leading zeros": (CSV, lines(BMW.replace("280", "00280"), AUDI)),
+    "parameters": ("Text/CSV; charset=utf-8; header=present", lines(BMW, AUDI)),
+    "JSON": (JSON, f"\r\n {json.dumps(TWO_CARS, indent=2)}\t\n"),
+    "other JSON": ("application/vnd.dealer+json; charset=utf-8", json.dumps(TWO_CARS)),
+}
+
+
+@pytest.mark.parametrize(("method", "status", "message"), CREATED)
+@pytest.mark.parametrize("name", FINE_UPLOADS)
+def test_upload_creates_all(client, name, method, status, message):
+    content_type, body = FINE_UPLOADS[name]
+
+    answer = send(client, method, "/stock", body, content_type)
+
+    assert_json(answer, status, {"Message": message.format(2)})
+    assert client.get("/stock").json == TWO_CARS
+
+
+@pytest.mark.parametrize(
+    ("mark", "cell", "mark_between_semicolons"),
+    [
+        ("a,b", '"a,b"', "a,b"),
+        ("a;b;c;d;e;f;g", "a;b;c;d;e;f;g", '"a;b;c;d;e;f;g"'),
+        ('"', '""""', '""""'),
+        ("=1", "=1", "=1"),
+    ],
+)
+def test_upload_reads_cells_as_they_were_meant(client, mark, cell, mark_between_semicolons):
+    with_commas = lines(row(mark=cell))
+    with_semicolons = lines(row(mark="\0")).replace(",", ";").replace("\0", mark_between_semicolons)
+
+    for text in (with_commas, with_semicolons):
+        send(client, "PUT", "/stock", text, CSV)
+        assert client.get("/stock").json == [{"mark": mark, **CAR}]
+
+
+@pytest.mark.parametrize(("method", "status", "message"), CREATED)
+@pytest.mark.parametrize(
+    ("content_type", "body"), [(JSON, "[]"), (JSON, " [ ] "), (CSV, HEADER), (CSV, HEADER + "\n\n")]
+)
+def test_upload_without_cars(refused, method, status, message, content_type, body):
+    answer = send(refused, method, "/stock", body, content_type)
+
+    assert_json(answer, status, {"Message": message.format(0)})
+
+
+@pytest.mark.parametrize("headers", [{}, {"X_HTTP_Method_Override": "PUT"}])
+def test_put_counts_the_new_and_the_known(client, headers):
+    put_cars(client, "BMW", "Kia")
+
+    answer = send(client, "POST" if headers else "PUT", "/stock", lines(AUDI, row(distance=1)), CSV, **headers)
+
+    assert_json(answer, 202, {"Message": "1 autos created, 1 updated"})
+    assert client.get("/stock").json == [*TWO_CARS, {"mark": "Kia", **CAR, "distance": 1}]
+
+
+WRONG_CELLS = ["", " ", "1 ", "+1", "-1", "1.0", "1e2", "1_000", '"1,000"', "0x1", "²", "١", "9007199254740992"]
+WRONG_CSV = {
+    **{
+        f"{cell:.9}": (lines(BMW, row(max_speed=cell)), f"line 3: max_speed: {NUMBER}")
+        for cell in [*WRONG_CELLS, "1" * 5000]
+    },
+    "empty text": (lines(BMW, row(handler="")), "line 3: handler: must be text of 1 to 255 characters"),
+    "blank text": (lines(row(stock=" "), BMW), "line 2: stock: must not be blank"),
+    "long text": (lines(BMW, row(mark="x" * 256)), "line 3: mark"),
+    "line feed": (lines(BMW, row(mark='"a\nb"')), "line 3: mark"),
+    "after blank lines": (lines("", "", BMW, "", row(distance="far")), "line 6: distance"),
+    "the first of two": (lines(row(distance="far"), row(max_speed="fast")), "line 2: distance"),
+    "too few cells": (lines(BMW, "Kia,1,2,x"), "line 3"),
+    "empty cells": (lines(BMW, ",,,,"), "line 3"),
+    "text behind a quote": (lines(BMW, '"Kia"x,1,2,x,y'), "line 3"),
+    "open quote": (lines(BMW, '"' + row()), "line 3"),
+    "twice": (lines(BMW, AUDI, BMW), "line 4: mark"),
+    "twice in two forms": (lines(BMW, row(mark=COMPOSED), row(mark=DECOMPOSED)), "line 4: mark"),
+    "missing column": (lines("1,2,x,y", header="max_speed,distance,handler,stock"), "line 1"),
+    "sixth column": (lines(row() + ",1", header=HEADER + ",price"), "line 1"),
+    "column twice": (lines(row() + ",y", header=HEADER + ",stock"), "line 1"),
+    "no header": (lines(AUDI, header=BMW), "line 1"),
+    "JSON": (items({}), "line 1"),
+    "not UTF-8": (lines(BMW, row(mark="Škoda")).encode("cp1250"), ""),
+}
+WRONG_JSON = {
+    "number as text": (items({}, {"max_speed": "280"}), f"item 2: max_speed: {NUMBER}"),
+    "fraction": (items({"distance": 1.0}, {}), f"item 1: distance: {NUMBER}"),
+    "boolean": (items({}, {"distance": True}), f"item 2: distance: {NUMBER}"),
+    "blank text": (items({}, {"stock": " "}), "item 2: stock: must not be blank"),
+    "surrogate": (items({}, {"stock": "\ud800"}), "item 2: stock: must not hold lone surrogates"),
+    "no mark": (json.dumps([CAR]), "item 1: mark: is missing"),
+    "unknown field": (items({}, {}, {"price": 1}), "item 3: price: unknown field"),
+    "number for a car": (items({}, end=", 1]"), "item 2"),
+    "no JSON for a car": (items({}, end=", {]"), "item 2"),
+    "NaN": (items({"distance": float("nan")}), "item 1"),
+    "trailing comma": (items({}, end=",]"), ""),
+    "cut": (items({}, end=""), ""),
+    "followed by more": (items({}, end="][]"), ""),
+    "nested": ("[" * 100000, ""),
+    "not UTF-8": (items({}).encode() + b"\xff", ""),
+    "twice": (items({}, {}, {"mark": "Kia 0"}), "item 3: mark"),
+    "twice in two forms": (items({"mark": DECOMPOSED}, {"mark": COMPOSED}), "item 2: mark"),
+}
+WRONG_UPLOADS = [
+    *[pytest.param("POST", CSV, *wrong, id=f"CSV-{name}") for name, wrong in WRONG_CSV.items()],
+    *[pytest.param("POST", JSON, *wrong, id=f"JSON-{name}") for name, wrong in WRONG_JSON.items()],
+    *[pytest.param(method, kind, "", "body: is missing") for method in ("POST", "PUT") for kind in (CSV, JSON)],
+    *[pytest.param("PUT", CSV, *WRONG_CSV[name], id=f"PUT-{name}") for name in ("after blank lines", "twice")],
+    *[pytest.param("PUT", JSON, *WRONG_JSON[name], id=f"PUT-{name}") for name in ("fraction", "twice")],
+]
+
+
+@pytest.mark.parametrize(("method", "content_type", "body", "start"), WRONG_UPLOADS)
+def test_wrong_upload_is_400_and_stores_nothing(refused, method, content_type, body, start):
+    answer = send(refused, method, "/stock", body, content_type)
+
+    assert_error(answer, 400, answer.json["Error"])
+    assert answer.json["Error"].startswith(start)
+
+
+@pytest.mark.parametrize(
+    ("content_type", "body", "place"),
+    [(CSV, lines("", AUDI, row(), BMW), "line 5: mark"), (JSON, items({}, {}, {"mark": "BMW"}), "item 3: mark")],
+)
+def test_post_of_a_known_mark_is_400_and_stores_nothing(bmw, database, content_type, body, place):
+    before = database.contents()
+
+    answer = send(bmw, "POST", "/stock", body, content_type)
+
+    assert_refused(answer, place)
+    assert database.contents() == before
+
+
+@pytest.mark.parametrize(
+    "content_type", [None, "text/plain", "text/csvx", "application/csv", "text/json", "multipart/form-data"]
+)
+@pytest.mark.parametrize("method", ["POST", "PUT"])
+def test_upload_of_another_type_is_415(refused, method, content_type):
+    answer = send(refused, method, "/stock", lines(BMW), content_type)
+
+    assert_error(answer, 415, answer.json["Error"])
+
+
+def test_sample_file_is_refused_for_its_second_kia(refused):
+    _, second = (number for number, line in enumerate(LINES, 2) if line["mark"] == "Kia e-Soul 64 kWh")
+
+    answer = send(refused, "POST", "/stock", (HERE / "samples" / "cars.csv").read_bytes(), CSV)
+
+    assert_refused(answer, f"line {second}: mark")
+
+
+@pytest.mark.parametrize(("content_type", "write"), [(CSV, as_csv), (JSON, lambda cars: json.dumps([*cars]))])
+def test_samples_go_in_without_the_second_kia(client, content_type, write):
+    answer = send(client, "POST", "/stock", write(SAMPLES.values()), content_type)
+
+    assert_json(answer, 201, {"Message": "102 autos created"})
+    assert client.get("/stock").json == in_order(SAMPLES.values())
+
+
+@pytest.mark.parametrize(("query", "content_type"), [("", JSON), ("?format=csv&order_by=-stock", CSV)])
+def test_export_can_be_imported_without_difference(client, database, query, content_type):
+    put_cars(client, *SAMPLES.values(), *ODD_CARS)
+    before, export = client.get("/stock").json, client.get("/stock" + query).body
+
+    updated = send(client, "PUT", "/stock", export, content_type)
+    database.execute("DELETE FROM autos")
+    created = send(client, "POST", "/stock", export, content_type)
+
+    assert_json(updated, 202, {"Message": f"0 autos created, {len(before)} updated"})
+    assert_json(created, 201, {"Message": f"{len(before)} autos created"})
+    assert client.get("/stock").json == before
+
+
+def test_upload_of_64_mebibytes_is_fine(refused):
+    answer = send(refused, "POST", "/stock", b"[" + b" " * (64 * MIB - 2) + b"]")
+
+    assert_json(answer, 201, {"Message": "0 autos created"})
+
+
+def test_long_upload_is_refused_by_its_head(server):
+    head = "POST /stock HTTP/1.1\r\nHost: x\r\nContent-Type: text/csv\r\n"
+    head += "Authorization: Bearer {}\r\nContent-Length: {}\r\n\r\n"
+
+    too_long = server.send_bytes(head.format(server.token, 64 * MIB + 1).encode())
+    bad_token = server.send_bytes(head.format("x.y.z", 64 * MIB).encode())
+
+    assert_error(too_long, 413, too_long.json["Error"])
+    assert_error(bad_token, 401, "Token is invalid or expired")
+
+
+def test_one_of_many_simultaneous_uploads_succeeds(server):
+    answers = server.at_once(*[("POST", "/stock", TWO_CARS[::order]) for order in (1, -1) * 3])
+
+    assert sorted(answer.status_int for answer in answers) == [201] + [400] * 5
+    assert len(server.request("GET", "/history").json) == 2
