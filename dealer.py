@@ -171,7 +171,7 @@ class Car(Record):
     stock: Text(255)
 
 
-Changes = some_of("Changes", Car, key="mark", example={"max_speed": 210})
+Changes = some_of("Changes", Car, key="mark")
 
 
 class Inventory(Upload):
@@ -192,16 +192,12 @@ class Credentials(Record):
 class NewPassword(Record):
     """The password that an account has, and the one it shall have."""
 
-    example = {"password": "correct horse", "new_password": "battery staple"}
-
     password: Password(1024)
     new_password: Password(1024)
 
 
 class Confirmation(Record):
     """The password of an account, which is asked for once more."""
-
-    example = {"password": "correct horse"}
 
     password: Password(1024)
 
@@ -903,6 +899,7 @@ def create_app(settings=None):
     db = open_database(settings)
     key = settings.jwt_secret or signing_key(url)
     users, history = Users(db, settings.registration), History(db)
+    hidden = ("/register",) if settings.registration == "closed" else ()
     app = Bottle()
     for plugin in (
         CorsPlugin(settings.cors_origins, EXPOSED_HEADERS),
@@ -912,7 +909,7 @@ def create_app(settings=None):
         StoragePlugin(db, users=users, history=history, autos=Autos(db, history), settings=settings),
         IdentityPlugin(key, settings.jwt_ttl, confirm=users.confirm),
         BodiesPlugin(path=Car),
-        OpenAPIPlugin(ABOUT, TAGS, path=Car, common=(UNAVAILABLE, FAULT)),
+        OpenAPIPlugin(ABOUT, TAGS, path=Car, common=(UNAVAILABLE, FAULT), hidden=hidden),
     ):
         app.install(plugin)
     for route in routes.routes:

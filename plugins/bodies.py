@@ -28,15 +28,19 @@ from bottle import HTTPError, PluginError, request
 from msgspec import UNSET, Meta
 
 LIMIT = 1024 * 1024
+NOT_JSON = "Content-Type must be application/json"
 JSON_TYPE = re.compile(r"application/(json|[\w.!#$&^-]+\+json)", re.ASCII)
 JOINERS = "\u200c\u200d"  # Persian and the scripts of India need them
 # Control and format characters (Unicode Cc and Cf) but the joiners, for regular expressions here and in JSON Schema.
 INVISIBLE = (
     r"\u0000-\u001f\u007f-\u009f\u00ad\u0600-\u0605\u061c\u06dd\u070f\u0890\u0891\u08e2\u180e\u200b\u200e\u200f"
     r"\u202a-\u202e\u2060-\u2064\u2066-\u206f\ufeff\ufff9-\ufffb"
-    "\U000110bd\U000110cd\U00013430-\U0001343f\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0001\U000e0020-\U000e007f"
 )
-VISIBLE = re.compile(f"[^{INVISIBLE}]+")
+ASTRAL = (0x110BD, 0x110CD, *range(0x13430, 0x13440), *range(0x1BCA0, 0x1BCA4), *range(0x1D173, 0x1D17B), 0xE0001)
+ASTRAL = [*map(chr, (*ASTRAL, *range(0xE0020, 0xE0080)))]  # those above U+FFFF
+VISIBLE = re.compile(f"[^{INVISIBLE}{''.join(ASTRAL)}]+")
+# The same for JSON Schema: in JavaScript without the ``u`` flag such a character is two, which no set can hold.
+VISIBLE_ANYWHERE = f"(?:(?!{'|'.join(ASTRAL)})[^{INVISIBLE}])+"
 BLANK = re.compile(rf"[\s{JOINERS}]*")
 DIGITS = re.compile(r"[0-9]{1,30}")
 MAX_INTEGER = 2**53 - 1  # what every JSON client can hold (RFC 8259, section 6)
@@ -69,7 +73,7 @@ def Text(length, refuse=()):
         return text
 
     others = "".join(f"(?!{re.escape(text)}$)" for text in refuse)
-    return text_type(length, readable, {"pattern": f"^{others}(?!{BLANK.pattern}$){VISIBLE.pattern}$"})
+    return text_type(length, readable, {"pattern": f"^{others}(?!{BLANK.pattern}$){VISIBLE_ANYWHERE}$"})
 
 
 def Password(length):
@@ -138,7 +142,7 @@ class Record(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
                 setattr(self, name, tidy_named(type(self), name, value))
 
 
-def some_of(name, record, key, example):
+def some_of(name, record, key):
     """Give a record type like `record` in which all fields but `key` may be left out, though not all at once."""
     optional = [
         (field.name, field.type) if field.name == key else (field.name, field.type | msgspec.UnsetType, UNSET)
@@ -152,7 +156,7 @@ def some_of(name, record, key, example):
         if len(given(self)) < 2:
             raise ValueError(f"body: must have at least one of {others}")
 
-    namespace = {"__post_init__": at_least_one, "example": example}
+    namespace = {"__post_init__": at_least_one}
     return msgspec.defstruct(name, optional, bases=(Record,), namespace=namespace, kw_only=True)
 
 
@@ -298,7 +302,7 @@ def read_json(limit):
     """Give what the JSON body holds; of a key that is repeated the last one counts."""
     body = read_body(limit)
     if not JSON_TYPE.fullmatch(content_type()):
-        raise HTTPError(415, "Content-Type must be application/json")
+        raise HTTPError(415, NOT_JSON)
     try:
         return decoder.decode(body.decode())
     except (ValueError, RecursionError):

@@ -27,11 +27,14 @@ import msgspec
 from bottle import PluginError
 
 from plugins.answers import JSON, Answer
-from plugins.bodies import fields
-from plugins.uploads import CSV_TYPE, Upload
+from plugins.bodies import NOT_JSON, fields, tidy_named
+from plugins.uploads import CSV_TYPE, NEITHER, Upload
 
 ASSETS = Path(find_spec("swagger_ui").origin).parent / "static"
 REFERENCE = "#/components/schemas/{name}"
+CHANGING = ("PUT", "PATCH", "DELETE")  # what is there: the page fills in nothing that could be
+BLANK = {"integer": 0, "string": "…"}
+KINDS = {str: {"type": "string"}, list: {"type": "array", "items": {"type": "string"}}}
 PAGE = """<!DOCTYPE html>
 <html lang="en">
 <meta charset="utf-8">
@@ -75,15 +78,17 @@ class OpenAPIPlugin:
     api = 2
     keyword = "openapi"
 
-    def __init__(self, info, tags, path, common=()):
+    def __init__(self, info, tags, path, common=(), hidden=()):
         """Take the API's own description, the tag for each first step of a path, and what holds for every route.
 
-        That is the record whose fields the arguments of paths are, and `common` answers.
+        That is the record whose fields the arguments of paths are, and `common` answers. Rules that are `hidden` are
+        left out.
         """
         self.info = info
         self.tags = tags
         self.path = path
         self.common = common
+        self.hidden = hidden
         self.lock = threading.Lock()
         self.made = None
 
@@ -108,7 +113,7 @@ class OpenAPIPlugin:
         self.schemas = {}
         paths = {}
         for route in self.app.routes:
-            if "answers" in route.config:
+            if "answers" in route.config and route.rule not in self.hidden:
                 path = re.sub(r"<(\w+)[^>]*>", r"{\1}", route.rule)
                 paths.setdefault(path, {})[route.method.lower()] = self.operation(route)
         bearer = {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}
@@ -118,70 +123,81 @@ class OpenAPIPlugin:
     def operation(self, route):
         """Describe a route."""
         callback = route.get_undecorated_callback()
+        blank = route.method in CHANGING
         arguments = re.findall(r"<(\w+)", route.rule)
+        body = next((kind for kind in callback.__annotations__.values() if hasattr(kind, "receive")), None)
+        parameters = [*(self.argument(name, blank) for name in arguments), *route.config.get("parameters", ())]
         summary, _, description = callback.__doc__.partition("\n")
         operation = {
             "operationId": callback.__name__,
             "summary": summary.strip(" ."),
             "tags": [self.tags[route.rule.split("/")[1]]],
-            "parameters": [self.path_parameter(name) for name in arguments] + list(route.config.get("parameters", ())),
-            "responses": self.responses(route, self.body(callback)),
+            "parameters": parameters,
+            "responses": self.responses(route, body, parameters),
         }
         if description.strip():
             operation["description"] = " ".join(description.split())
-        if body := self.body(callback):
-            operation["requestBody"] = {"required": True, "content": self.content(body, arguments)}
+        if body:
+            operation["requestBody"] = {"required": True, "content": self.content(body, arguments, blank)}
         if not route.config.get("public"):
             operation["security"] = [{"token": []}]
         return operation
 
-    def body(self, callback):
-        """Give the record or the upload that a callback asks for, or None."""
-        return next((kind for kind in callback.__annotations__.values() if hasattr(kind, "receive")), None)
-
-    def path_parameter(self, name):
+    def argument(self, name, blank):
         """Describe an argument of a path."""
-        schema = self.schema(fields(self.path)[name].type)
-        return {"name": name, "in": "path", "required": True, "schema": schema, "example": self.path.example[name]}
+        found = {"name": name, "in": "path", "required": True, "schema": self.schema(fields(self.path)[name].type)}
+        return found if blank else {**found, "example": self.path.example[name]}
 
-    def content(self, body, arguments):
+    def content(self, body, arguments, blank):
         """Describe a body, whose record may leave out what the path says."""
         if issubclass(body, Upload):
-            example, schema = body.record.example, {"type": "array", "items": self.schema(body.record)}
-            table = "\r\n".join(",".join(map(str, row)) for row in (example, example.values()))
+            rows = [] if blank else [body.record.example]
+            table = "\r\n".join(",".join(map(str, row)) for row in (fields(body.record), *map(dict.values, rows)))
             as_csv = {"schema": {"type": "string"}, "example": table}
-            return {JSON: {"schema": schema, "example": [example]}, CSV_TYPE: as_csv}
+            return {JSON: {"schema": self.schema(list[body.record]), "example": rows}, CSV_TYPE: as_csv}
         schema = self.schema(body)
+        full = self.schemas[body.__name__]
         if arguments:
-            (full,), parts = msgspec.json.schema_components([body], ref_template=REFERENCE)
-            schema = parts[full["$ref"].rpartition("/")[2]]
-            schema["required"] = [name for name in schema["required"] if name not in arguments]
-            schema["minProperties"] = max(1, len(schema["required"]))
-        example = {name: value for name, value in body.example.items() if name not in arguments}
-        return {JSON: {"schema": schema, "example": example}}
+            required = [name for name in full["required"] if name not in arguments]
+            schema = {**full, "required": required, "minProperties": max(1, len(required))}
+        example = {name: BLANK[each["type"]] for name, each in full["properties"].items()} if blank else body.example
+        return {JSON: {"schema": schema, "example": {name: example[name] for name in example if name not in arguments}}}
 
-    def responses(self, route, body):
+    def responses(self, route, body, parameters):
         """Describe every answer of a route, one entry a status, with an example of each."""
         answers = [*route.config["answers"], *self.common]
         if not route.config.get("public"):
             answers.append(Answer(401, {"Error": "Token is missing"}))
-        if body or "<" in route.rule or "parameters" in route.config:
-            answers.append(Answer(400, {"Error": "max_speed: must be an integer from 0 to 9007199254740991"}))
+        if refusal := self.refusal(body, parameters):
+            errors = {"Errors": [refusal]} if hasattr(body, "record") else {}
+            answers.append(Answer(400, {"Error": refusal, **errors}))
         if body:
-            answers += [Answer(413, {"Error": f"Body is larger than {body.limit} bytes"})]
-            answers += [Answer(415, {"Error": "Content-Type must be application/json"})]
+            answers.append(Answer(413, {"Error": f"Body is larger than {body.limit} bytes"}))
+            answers.append(Answer(415, {"Error": NEITHER if issubclass(body, Upload) else NOT_JSON}))
         found = {}
         for answer in answers:
             self.describe(answer, found.setdefault(str(answer.status), {"description": phrase(answer.status)}))
         return dict(sorted(found.items()))
 
+    def refusal(self, body, parameters):
+        """Give what a route itself says of an empty body, or else an empty argument, or else a parameter sent twice."""
+        arguments = [each["name"] for each in parameters if each["in"] == "path"]
+        try:
+            if body:
+                getattr(body, "record", body).build({}, {name: self.path.example[name] for name in arguments})
+            for name in arguments:
+                tidy_named(self.path, name, "")
+        except ValueError as error:
+            return f"item 1: {error}" if hasattr(body, "record") else str(error)
+        return next((f"{each['name']}: is repeated" for each in parameters if each["in"] == "query"), None)
+
     def describe(self, answer, response):
         """Add an answer to the description of its status."""
         if isinstance(answer, Answer):
-            (key,) = answer.body
-            properties = {key: {"type": "string"}}
-            schema = {"type": "object", "properties": properties, "required": [key], "additionalProperties": False}
+            key = next(iter(answer.body))
+            schema = {"type": "object", "properties": {}, "required": [key], "additionalProperties": False}
             content = response.setdefault("content", {}).setdefault(JSON, {"schema": schema, "examples": {}})
+            content["schema"]["properties"].update({name: KINDS[type(value)] for name, value in answer.body.items()})
             content["examples"][answer.body[key]] = {"value": answer.body}
         elif answer.schema is not None:
             response["content"] = {JSON: {"schema": self.schema(answer.schema), "example": answer.example}}
