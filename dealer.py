@@ -120,7 +120,7 @@ class Settings:
     database_url: str = setting(DATA, database_url, "SQLite or PostgreSQL", shown="data.db beside dealer.py")
     jwt_secret: str = setting(None, secret, "key that signs tokens, at least 32 bytes", shown="made once, with SQLite")
     jwt_ttl: int = setting(3600, integer(1, 10**9), "seconds a token lives")
-    threads: int = setting(4, integer(1, 256), "waitress threads, for reads")
+    threads: int = setting(4, integer(1, 256), "threads for listings, with PostgreSQL as many for lookups")
     trusted_proxy: str = setting(None, address, "proxy whose X-Forwarded-For and -Proto are believed, or *")
     registration: str = setting("open", one_of("open", "closed"), "whether anybody may register")
     password_min: int = setting(1, integer(1, 1024), "shortest new password, in characters")
@@ -636,7 +636,7 @@ def autos_put(created, updated):
 # Routes
 # ----------------------------------------------------------------------------------------------------------------------
 
-DECLARED = ("public", "answers", "parameters")  # what a route says of itself to plugins
+DECLARED = ("public", "lane", "answers", "parameters")  # what a route says of itself to plugins
 routes = Bottle()
 IF_MATCH = header_parameter("If-Match", "Change the car only if it still has one of these entity tags")
 IF_NONE_MATCH = header_parameter("If-None-Match", "Answer 304 if the car still has one of these entity tags")
@@ -650,7 +650,7 @@ STOCK_FILE = "stock.csv"
 MARK = "<mark:re:(?s:.+)>"  # anything, slashes and line breaks too: what a mark may hold is for `Car` to say
 
 
-@routes.post("/register", public=True, answers=[USER_CREATED, USER_EXISTS, REGISTRATION_CLOSED])
+@routes.post("/register", public=True, lane="registrations", answers=[USER_CREATED, USER_EXISTS, REGISTRATION_CLOSED])
 def register(credentials: Credentials, users, settings):
     """Create an account."""
     check_length("password", credentials.password, settings.password_min)
@@ -658,7 +658,7 @@ def register(credentials: Credentials, users, settings):
     return USER_CREATED
 
 
-@routes.post("/auth", public=True, answers=[LOGGED_IN, WRONG_CREDENTIALS, TOO_MANY_ATTEMPTS])
+@routes.post("/auth", public=True, lane="passwords", answers=[LOGGED_IN, WRONG_CREDENTIALS, TOO_MANY_ATTEMPTS])
 def log_in(credentials: Credentials, users, tokens):
     """Log in, and get a token."""
     session = users.log_in(credentials.username, credentials.password, client_address())
@@ -670,7 +670,7 @@ def log_in(credentials: Credentials, users, tokens):
     return Token(tokens.make(credentials.username, session=session), "Bearer", tokens.ttl)
 
 
-@routes.put("/account/password", answers=[PASSWORD_CHANGED, WRONG_PASSWORD, TOO_MANY_ATTEMPTS])
+@routes.put("/account/password", lane="passwords", answers=[PASSWORD_CHANGED, WRONG_PASSWORD, TOO_MANY_ATTEMPTS])
 def change_password(passwords: NewPassword, identity, users, settings):
     """Change one's password, which ends every token of the account."""
     check_length("new_password", passwords.new_password, settings.password_min)
@@ -679,21 +679,23 @@ def change_password(passwords: NewPassword, identity, users, settings):
     return PASSWORD_CHANGED if changed else WRONG_PASSWORD
 
 
-@routes.post("/logout", answers=[LOGGED_OUT])
+@routes.post("/logout", lane="writes", answers=[LOGGED_OUT])
 def log_out(identity, users):
     """End every token of one's account."""
     users.log_out(identity)
     return LOGGED_OUT
 
 
-@routes.delete("/account", answers=[USER_DELETED, WRONG_PASSWORD, TOO_MANY_ATTEMPTS])
+@routes.delete("/account", lane="passwords", answers=[USER_DELETED, WRONG_PASSWORD, TOO_MANY_ATTEMPTS])
 def delete_account(confirmation: Confirmation, identity, users):
     """Delete one's account, which ends every token of it."""
     deleted = users.delete(identity, confirmation.password, client_address())
     return USER_DELETED if deleted else WRONG_PASSWORD
 
 
-@routes.get("/auto/" + MARK, answers=[AUTO_FOUND, AUTO_UNCHANGED, AUTO_NOT_FOUND], parameters=[IF_NONE_MATCH])
+@routes.get(
+    "/auto/" + MARK, lane="lookups", answers=[AUTO_FOUND, AUTO_UNCHANGED, AUTO_NOT_FOUND], parameters=[IF_NONE_MATCH]
+)
 def find_auto(mark, autos):
     """Look up one car."""
     car = autos.find(mark)
@@ -705,7 +707,7 @@ def find_auto(mark, autos):
     return car
 
 
-@routes.post("/auto/" + MARK, answers=[AUTO_CREATED, AUTO_EXISTS])
+@routes.post("/auto/" + MARK, lane="writes", answers=[AUTO_CREATED, AUTO_EXISTS])
 def create_auto(mark, car: Car, identity, autos):
     """Add one car."""
     autos.create(car, by=identity)
@@ -713,28 +715,32 @@ def create_auto(mark, car: Car, identity, autos):
     return AUTO_CREATED
 
 
-@routes.put("/auto/" + MARK, answers=[AUTO_UPDATED, AUTO_NOT_FOUND, AUTO_CHANGED], parameters=[IF_MATCH])
+@routes.put("/auto/" + MARK, lane="writes", answers=[AUTO_UPDATED, AUTO_NOT_FOUND, AUTO_CHANGED], parameters=[IF_MATCH])
 def update_auto(mark, car: Car, identity, autos):
     """Replace the data of one car."""
     autos.update(mark, given(car), by=identity, versions=wanted_versions())
     return AUTO_UPDATED
 
 
-@routes.route("/auto/" + MARK, "PATCH", answers=[AUTO_UPDATED, AUTO_NOT_FOUND, AUTO_CHANGED], parameters=[IF_MATCH])
+@routes.route(
+    "/auto/" + MARK, "PATCH", lane="writes", answers=[AUTO_UPDATED, AUTO_NOT_FOUND, AUTO_CHANGED], parameters=[IF_MATCH]
+)
 def patch_auto(mark, changes: Changes, identity, autos):
     """Change some of the data of one car."""
     autos.update(mark, given(changes), by=identity, versions=wanted_versions())
     return AUTO_UPDATED
 
 
-@routes.delete("/auto/" + MARK, answers=[AUTO_DELETED, AUTO_NOT_FOUND, AUTO_CHANGED], parameters=[IF_MATCH])
+@routes.delete(
+    "/auto/" + MARK, lane="writes", answers=[AUTO_DELETED, AUTO_NOT_FOUND, AUTO_CHANGED], parameters=[IF_MATCH]
+)
 def delete_auto(mark, identity, autos):
     """Remove one car."""
     autos.delete(mark, by=identity, versions=wanted_versions())
     return AUTO_DELETED
 
 
-@routes.get("/stock", answers=[STOCK, NO_AUTOS], parameters=LISTING)
+@routes.get("/stock", lane="listings", answers=[STOCK, NO_AUTOS], parameters=LISTING)
 def list_stock(autos):
     """List the stock: filtered, ordered, in pages, as JSON or CSV."""
     if not autos.any():
@@ -744,7 +750,7 @@ def list_stock(autos):
     return page_of_stock(listing, autos) if listing.limit else whole_stock(listing, autos)
 
 
-@routes.post("/stock", answers=[autos_created(103)])
+@routes.post("/stock", lane="uploads", answers=[autos_created(103)])
 def create_autos(cars: Inventory, identity, autos):
     """Add many cars, all or none."""
     known = autos.known(cars)
@@ -755,25 +761,25 @@ def create_autos(cars: Inventory, identity, autos):
     return autos_created(created)
 
 
-@routes.put("/stock", answers=[autos_put(2, 101)])
+@routes.put("/stock", lane="uploads", answers=[autos_put(2, 101)])
 def put_autos(cars: Inventory, identity, autos):
     """Add the cars that are new and update those that are known, all or none."""
     return autos_put(*autos.put_all(cars, by=identity))
 
 
-@routes.get("/history", answers=[ENTRIES], parameters=PAGING)
+@routes.get("/history", lane="listings", answers=[ENTRIES], parameters=PAGING)
 def list_history(history):
     """List what was done to every car."""
     return history_page(history)
 
 
-@routes.get("/history/" + MARK, answers=[ENTRIES, AUTO_NOT_FOUND], parameters=PAGING)
+@routes.get("/history/" + MARK, lane="listings", answers=[ENTRIES, AUTO_NOT_FOUND], parameters=PAGING)
 def list_history_of(mark, history):
     """List what was done to one car, also one that is gone."""
     return history_page(history, mark)
 
 
-@routes.get("/health", public=True, answers=[HEALTHY])
+@routes.get("/health", public=True, lane="lookups", answers=[HEALTHY])
 def check_health(autos):
     """Tell whether the database answers."""
     autos.any()
@@ -891,12 +897,20 @@ REFUSALS = {
 
 
 def create_app(settings=None):
-    """Build the application over its database; raises `SettingError` where a setting cannot work."""
-    settings = settings or Settings()
+    """Build the application over its database; raises `SettingError` where a setting cannot work.
+
+    Without `settings`, as other WSGI servers call it, it reads the environment and starts the log, unless the server
+    has set up logging itself. Nothing is left open, so that a server may fork after it.
+    """
+    if settings is None:
+        settings, connections = load(Settings, os.environ), 0
+        start_log(settings.log_level)
+    else:
+        connections = sum(lane.threads for lane in lanes_of(settings).values()) + 2
     url = make_url(settings.database_url)
     if not settings.jwt_secret and not url.drivername.startswith("sqlite"):
         raise SettingError("JWT_SECRET: must be given with PostgreSQL")
-    db = open_database(settings)
+    db = open_database(settings, connections)
     key = settings.jwt_secret or signing_key(url)
     users, history = Users(db, settings.registration), History(db)
     hidden = ("/register",) if settings.registration == "closed" else ()
@@ -918,16 +932,13 @@ def create_app(settings=None):
     return app
 
 
-def open_database(settings):
+def open_database(settings, connections=0):
     """Open the database of the settings and bring its tables up; raises `SettingError` where that cannot be done."""
     try:
-        db = Database(
-            settings.database_url,
-            connections=sum(lane.threads for lane in lanes_of(settings).values()) + 2,
-            lock="SELECT pg_advisory_xact_lock(1908)",
-            functions={"fold": folded},
-        )
+        lock = "SELECT pg_advisory_xact_lock(1908)"
+        db = Database(settings.database_url, connections, lock, functions={"fold": folded})
         open_schema(db)
+        db.engine.dispose()  # a process that is forked must not share a connection
     except (exc.SQLAlchemyError, OSError, ValueError, TypeError) as error:
         raise SettingError("DATABASE_URL: " + " ".join(str(getattr(error, "orig", error)).split())) from None
     return db
@@ -937,34 +948,36 @@ def open_database(settings):
 # Command line
 # ----------------------------------------------------------------------------------------------------------------------
 
-HASHING = ("/register", "/auth", "/account", "/account/password")
 PATIENCE = 5  # seconds; what then waits for the database gives up after `LOCK_SECONDS`: so all is answered within ten
 
 
 def lanes_of(settings):
-    """Give the queues of workers: each write would wait for the one before, each hash takes a core for itself."""
+    """Give the queues of workers that routes name, so that what takes long never keeps what is short waiting.
+
+    Each write would wait for the one before, each hash takes a core for itself. What names none asks no database.
+    """
     on_sqlite = settings.database_url.startswith("sqlite")
     return {
-        None: Lane(settings.threads, PATIENCE),
+        None: Lane(2, PATIENCE),
         "lookups": Lane(0) if on_sqlite else Lane(settings.threads, PATIENCE),  # readers of SQLite wait for nobody
-        "listings": Lane(2, PATIENCE, "Too many listings wait. Try again later"),
+        "listings": Lane(settings.threads, PATIENCE, "Too many listings wait. Try again later"),
         "uploads": Lane(1, PATIENCE, "Too many uploads wait. Try again later"),
         "writes": Lane(1, PATIENCE, "Too many changes wait. Try again later"),
         "passwords": Lane(1, PATIENCE, "Too many logins wait. Try again later"),
+        "registrations": Lane(1, PATIENCE, "Too many registrations wait. Try again later"),
     }
 
 
-def lane_of(method, path, query):
-    """Name the queue of workers for a request, so that what takes long never keeps what is short waiting."""
-    if path in HASHING:
-        return "passwords"
-    reads = method in ("GET", "HEAD")
-    if reads and path.startswith("/auto/"):
-        return "lookups"
-    if path == "/stock":
-        in_pages = any(parameter.startswith("limit=") for parameter in query.split("&"))
-        return "uploads" if not reads else None if in_pages else "listings"
-    return None if reads else "writes"
+def lane_of(app, environ):
+    """Name the queue of workers that the route of a request declares; a request without a route needs none."""
+    with suppress(HTTPError):
+        return route_of(app, environ).config.get("lane")
+
+
+def route_of(app, environ):
+    """Give the route that a request will take, before it is answered; raises the `HTTPError` where there is none."""
+    route, _ = app.match({**environ, "REQUEST_METHOD": method_of(environ)})
+    return route
 
 
 def limit_of(method, path):
@@ -995,7 +1008,7 @@ def run_server(settings):
             host=settings.host,
             port=settings.port,
             lanes=lanes_of(settings),
-            lane_of=lane_of,
+            lane_of=partial(lane_of, app),
             limit_of=limit_of,
             admits=partial(admits, app),
             ready=lambda address: print(f"Listening on {address}, database {database}", flush=True),
@@ -1012,9 +1025,7 @@ def admits(app, environ):
     """Tell, before a long body is read, whether its request gets as far as that; if not, the application says why."""
     identity = next(plugin for plugin in app.plugins if isinstance(plugin, IdentityPlugin))
     with suppress(Exception):
-        environ = {**environ, "REQUEST_METHOD": method_of(environ), "identity.quiet": True}
-        route, _ = app.match(environ)
-        return bool(route.config.get("public") or identity.identify(environ))
+        return bool(route_of(app, environ).config.get("public") or identity.claims(environ))
     return False
 
 

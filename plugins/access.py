@@ -114,7 +114,7 @@ def believe_proxy(environ):
 
 def path_of(environ):
     """Give the path as it was sent, without its query, in printable ASCII."""
-    path = environ.get("REQUEST_URI") or quote(environ.get("PATH_INFO", ""), encoding="latin-1")
+    path = environ.get("REQUEST_URI") or quote(environ.get("bottle.raw_path", ""), encoding="latin-1")
     path = path.partition("?")[0]
     if "://" in path:  # the absolute form of a target (RFC 9112 3.2.2), which may hold a password
         path = "/" + path.partition("://")[2].partition("/")[2]

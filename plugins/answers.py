@@ -20,6 +20,7 @@ import logging
 from functools import wraps
 from http import HTTPStatus
 from typing import NamedTuple
+from urllib.parse import unquote_to_bytes
 
 import msgspec
 from bottle import HTTPError, HTTPResponse, PluginError, request, response
@@ -110,10 +111,12 @@ def refuse_unreadable():
     if "server.error" in environ:
         status, reason = environ["server.error"]
         raise HTTPError(status, reason, **({"Retry_After": "5"} if status == 503 else {}))
-    path = environ["bottle.raw_path"]
+    path = environ["bottle.raw_path"].encode("latin-1")
+    if "asgi.scope" in environ:  # there U+FFFD has taken the place of what is not UTF-8
+        path = unquote_to_bytes(environ["asgi.scope"]["raw_path"])
     if not path.isascii():
         try:
-            path.encode("latin-1").decode()
+            path.decode()
         except UnicodeDecodeError:
             raise HTTPError(400, "path: must be UTF-8") from None
 

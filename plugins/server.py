@@ -401,8 +401,8 @@ class Lanes:
             task.postponed = True
             return
         name, request = None, task.requests[0] if isinstance(task, Channel) else None
-        if request and not (request.unread or request.error):
-            name = self.lane_of(request.command, request.path, request.query)
+        if request and not request.error:
+            name = self.lane_of(AppTask(task, request).get_environment())
             request.lane, request.queued_at = self.lanes[name], time.monotonic()
             task.at_once = not request.lane.threads
         if not (request and task.at_once):
@@ -458,14 +458,14 @@ class Server(TcpWSGIServer):
 def serve(app, *, host, port, lanes, lane_of=None, limit_of=None, admits=None, grace=9.0, ready=None) -> None:
     """Serve until SIGTERM or SIGINT, then finish what was begun, in ``grace`` seconds; a second signal cuts that short.
 
-    ``lane_of(method, path, query)`` names one of ``lanes``; the one named None is for all other work, which includes
+    ``lane_of(environ)`` names one of ``lanes``; the one named None is for all other work, which includes
     asking ``admits(environ)`` before a body that is not small is read. ``limit_of(method, path)`` gives the largest in
     bytes. ``ready(address)`` is called once. Raises OSError where it cannot listen.
     """
     sockets = listen(host, port)
     adjustments = adjust(sockets, host)
     polled = {}
-    workers = Lanes(lanes, lane_of or (lambda method, path, query: None))
+    workers = Lanes(lanes, lane_of or (lambda environ: None))
     limit_of = limit_of or (lambda method, path: BODY)
     servers = [Server(app, polled, sock, workers, adjustments, limit_of, admits) for sock in sockets]
     with stop_signals(servers[0].pull_trigger) as signals:

@@ -63,12 +63,12 @@ class State(threading.local):
 class Database(dataset.Database):
     """A `dataset.Database` whose transactions are begun on purpose, and which never changes its schema by itself.
 
-    ``url`` is a SQLAlchemy URL; ``connections`` is how many threads may hold one at once; ``lock`` is the statement
-    with which writers on PostgreSQL line up; ``functions`` gives SQLite functions of one text by name. Rows come as
-    dictionaries.
+    ``url`` is a SQLAlchemy URL; ``connections`` is how many threads may hold one at once (none holds two), 0 for any
+    number; ``lock`` is the statement with which writers on PostgreSQL line up; ``functions`` gives SQLite functions of
+    one text by name. Rows come as dictionaries.
     """
 
-    def __init__(self, url, connections=20, lock="SELECT 1", functions=()):
+    def __init__(self, url, connections=0, lock="SELECT 1", functions=()):
         options = SQLITE if url.startswith("sqlite") else POSTGRES
         super().__init__(
             url,
