@@ -11,6 +11,7 @@ from functools import partial
 
 import pytest
 
+import dealer
 from conftest import (
     AS_JSON,
     CAR,
@@ -256,6 +257,14 @@ def assert_refused(answers, *statuses):
     assert answers[0].status in statuses
     assert answers[0].headers["content-type"] == "application/json"
     assert set(answers[0].json) == {"Error"}
+
+
+def test_what_names_no_lane_asks_no_database(app):
+    for route in app.routes:
+        lane = route.config.get("lane")
+        asks = not route.config.get("public") or {"autos", "history", "users"} & set(route.get_callback_args())
+        assert lane in dealer.lanes_of(dealer.Settings()), route
+        assert bool(lane) == bool(asks), route
 
 
 SMUGGLED = b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n"
