@@ -177,7 +177,7 @@ Changes = some_of("Changes", Car, key="mark")
 class Inventory(Upload):
     """Cars by their marks, as a JSON array or CSV."""
 
-    record, key = Car, "mark"
+    record, key, noun = Car, "mark", "cars"
 
 
 class Credentials(Record):
@@ -511,11 +511,11 @@ class Autos:
         return known
 
     def put_all(self, cars, by):
-        """Add or change many cars, given by mark; gives how many were added, and how many changed."""
+        """Add or change many cars, given by mark as dictionaries; gives how many were added, and how many changed."""
         known = self.known(cars)
-        self.upsert.many({**structs.asdict(car), "version": new_version()} for car in cars.values())
-        self.history.record("created", by, (structs.asdict(car) for mark, car in cars.items() if mark not in known))
-        self.history.record("updated", by, (structs.asdict(car) for mark, car in cars.items() if mark in known))
+        self.upsert.many({**car, "version": new_version()} for car in cars.values())
+        self.history.record("created", by, (car for mark, car in cars.items() if mark not in known))
+        self.history.record("updated", by, (car for mark, car in cars.items() if mark in known))
         return len(cars) - len(known), len(known)
 
     def count(self, listing):
@@ -753,18 +753,15 @@ def list_stock(autos):
 @routes.post("/stock", lane="uploads", answers=[autos_created(103)])
 def create_autos(cars: Inventory, identity, autos):
     """Add many cars, all or none."""
-    known = autos.known(cars)
-    for mark in cars:
-        if mark in known:
-            raise HTTPError(400, f"{cars.places[mark]}: mark: {AUTO_EXISTS.body['Error']}")
-    created, _ = autos.put_all(cars, by=identity)
+    new = cars.rows(known=autos.known(cars.places), reason=AUTO_EXISTS.body["Error"])
+    created, _ = autos.put_all(new, by=identity)
     return autos_created(created)
 
 
 @routes.put("/stock", lane="uploads", answers=[autos_put(2, 101)])
 def put_autos(cars: Inventory, identity, autos):
     """Add the cars that are new and update those that are known, all or none."""
-    return autos_put(*autos.put_all(cars, by=identity))
+    return autos_put(*autos.put_all(cars.rows(), by=identity))
 
 
 @routes.get("/history", lane="listings", answers=[ENTRIES], parameters=PAGING)

@@ -98,11 +98,12 @@ class AnswersPlugin:
         return wrapper
 
     def error_page(self, error):
-        """Give the body of an `HTTPError`: ``{"Error": "<one sentence>"}``."""
+        """Give the body of an `HTTPError`: ``{"Error": "<one sentence>"}``, and all its ``errors`` where it has more."""
         response.content_type = JSON
         if error.status_code == 405:
             response.set_header("Allow", with_head(error.get_header("Allow")))
-        return encode({"Error": sentence(error)})
+        errors = getattr(error, "errors", ())
+        return encode({"Error": sentence(error), **({"Errors": errors} if len(errors) > 1 else {})})
 
 
 def refuse_unreadable():

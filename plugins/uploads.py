@@ -1,42 +1,71 @@
 """Uploads: many records in one body, as a JSON array or as CSV the way spreadsheets save it.
 
-A handler asks for one by its annotation, as `bodies` has it for single records, and gets a dictionary by key::
+A handler asks for one by its annotation, as `bodies` has it for single records, and gets its rows if all are right::
 
     class Inventory(Upload):
-        record, key = Car, "mark"
+        record, key, noun = Car, "mark", "cars"
 
     @app.post("/stock")
     def create(cars: Inventory):
-        ...
+        for mark, row in cars.rows().items():
+            ...
 
-What is wrong is a 400 that tells where: ``line 17: doors: must be …``, in JSON ``item 17: …``. CSV (RFC 4180) is UTF-8
-with or without a byte order mark, its lines end with CRLF or LF, its columns are divided by comma or semicolon, as its
-header line does, and stand in any order.
+What is wrong is a 400 that tells where: ``line 17: doors: must be …``, in JSON ``item 17: …``; ``Errors`` beside its
+``Error`` lists all that is. CSV (RFC 4180) is UTF-8 with or without a byte order mark, its lines end with CRLF or LF,
+its columns are divided by comma or semicolon, as its header line does, and stand in any order.
 """
 
 import csv
 import io
 import re
-from functools import partial
+from contextlib import suppress
+from functools import cache, partial
+from itertools import islice
 
+import msgspec
 from bottle import HTTPError
+from msgspec import structs
 
-from plugins.bodies import JSON_TYPE, content_type, convert, decoder, fields, integers, read_body, whole_number
+from plugins.bodies import (
+    JSON_TYPE,
+    cleaners,
+    content_type,
+    convert,
+    decoder,
+    fields,
+    integers,
+    read_body,
+    tidy,
+    whole_number,
+)
 
 CSV_TYPE = "text/csv"
 NEITHER = "Content-Type must be application/json or text/csv"
+MAX_ERRORS = 100  # that one answer lists
 
 
-class Upload(dict):
-    """Records by their key, in the order of the body; ``places`` tells where each one stood (``line 17``)."""
+class UploadErrors(HTTPError):
+    """What is wrong with an upload: a sentence for each line or item, in their order."""
+
+    def __init__(self, errors):
+        super().__init__(400, errors[0])
+        self.errors = errors
+
+
+class Upload:
+    """Records by their key as plain rows, checked all at once; only what is not right is looked at line by line."""
 
     record: type
     key: str
+    noun: str  # what the records are called, in the plural
     limit = 64 * 1024 * 1024
+    most = 50_000
 
-    def __init__(self):
-        super().__init__()
-        self.places = {}
+    def __init__(self, unit):
+        self.unit = unit
+        self.right = {}  # rows by key
+        self.places = {}  # the line or item in which each key stands first, be it right or not
+        self.errors = {}  # what is wrong, by line or item
 
     @classmethod
     def receive(cls):
@@ -44,37 +73,104 @@ class Upload(dict):
         body = read_body(cls.limit)
         kind = content_type()
         if kind == CSV_TYPE:
-            return partial(csv_rows, body)
+            return partial(cls.read_csv, body)
         if JSON_TYPE.fullmatch(kind):
-            return partial(json_rows, body)
+            return partial(cls.read_json, body)
         raise HTTPError(415, NEITHER)
 
     @classmethod
-    def build(cls, rows, arguments):
-        """Give the upload; raises `ValueError` for the first row that is not right, or stands there twice."""
-        upload = cls()
+    def build(cls, read, arguments):
+        """Give the upload; raises `ValueError` for a body that has no lines or items, and the 413 for too many."""
         try:
-            for place, values in rows(cls.record):
-                upload.add(place, values)
+            return read()
         except UnicodeDecodeError:
             raise ValueError("body: must be UTF-8") from None
-        return upload
+
+    @classmethod
+    def read_json(cls, body):
+        """Give the upload that a JSON array makes."""
+        upload = cls("item")
+        if body.count(b"{") <= cls.most:  # else there are too many, or some are wrong
+            with suppress(ValueError, msgspec.DecodeError):
+                records = array_decoder(cls.record).decode(body)
+                columns = zip(*map(structs.astuple, records), strict=True)
+                return upload.add_all(range(1, len(records) + 1), dict(zip(fields(cls.record), columns, strict=True)))
+        return upload.add_each(json_items(body))
+
+    @classmethod
+    def read_csv(cls, body):
+        """Give the upload that CSV makes."""
+        upload = cls("line")
+        (_, names), *lines = islice(csv_lines(body, cls.record), cls.most + 2)
+        upload.check_count(len(lines))
+        with suppress(ValueError):
+            places, rows = zip(*lines, strict=True)
+            columns = dict(zip(names, zip(*rows, strict=True), strict=True))
+            numbers = {name: each_once(whole_number, columns[name]) for name in integers(cls.record)}
+            return upload.add_all(places, columns | numbers)
+        return upload.add_each((place, typed(names, cells, cls.record)) for place, cells in lines)
+
+    def check_count(self, count):
+        """Raise the 413 for more rows than an upload may hold."""
+        if count > self.most:
+            raise HTTPError(413, f"body: more than {self.most} {self.noun}; send them in several uploads")
+
+    def add_all(self, places, columns):
+        """Add all rows at once, given as the values of each field; raises `ValueError` where one is not right."""
+        for name in cleaners(self.record):
+            columns[name] = each_once(partial(tidy, self.record, name), columns[name])
+        rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+        self.right = dict(zip(columns[self.key], rows, strict=True))
+        if len(self.right) < len(rows):
+            raise ValueError(f"{self.key}: is there twice")
+        self.places = dict(zip(self.right, places, strict=True))
+        return self
+
+    def add_each(self, rows):
+        """Add rows one by one, given as place and values, or what is wrong with each."""
+        for count, (place, values) in enumerate(rows, 1):
+            self.check_count(count)
+            try:
+                self.add(place, values)
+            except ValueError as error:
+                self.errors[place] = str(error)
+        return self
 
     def add(self, place, values):
-        """Add the record of a line or an item; raises `ValueError`."""
-        try:
-            record = convert(values, self.record)
-            key = getattr(record, self.key)
-            if key in self:
-                raise ValueError(f"{self.key}: is in {self.places[key]} too")
-        except ValueError as error:
-            raise ValueError(f"{place}: {error}") from None
-        self[key] = record
-        self.places[key] = place
+        """Add a row; raises `ValueError`."""
+        if isinstance(values, ValueError):
+            raise values
+        key = values.get(self.key) if isinstance(values, dict) else None
+        with suppress(ValueError, AttributeError):
+            first = self.places.setdefault(tidy(self.record, self.key, key), place)
+        row = structs.asdict(convert(values, self.record))
+        if first != place:
+            raise ValueError(f"{self.key}: is in {self.unit} {first} too")
+        self.right[row[self.key]] = row
+
+    def rows(self, known=(), reason=""):
+        """Give all rows by key; raises `UploadErrors` where one is wrong, or has a `known` key, which is a `reason`."""
+        errors = {self.places[key]: f"{self.key}: {reason}" for key in known} | self.errors
+        if errors:
+            raise UploadErrors([f"{self.unit} {place}: {errors[place]}" for place in sorted(errors)[:MAX_ERRORS]])
+        return self.right
 
 
-def json_rows(body, record):
-    """Give the place and the values of each item of a JSON array, decoded one by one to save memory."""
+@cache
+def array_decoder(record):
+    """Give the decoder of a JSON array of records whose types are right, though not yet their texts."""
+    names = [(name, field.type) for name, field in fields(record).items()]
+    return msgspec.json.Decoder(list[msgspec.defstruct(record.__name__, names, forbid_unknown_fields=True, gc=False)])
+
+
+def each_once(function, values):
+    """Give what a function makes of each of many values, which are often the same: it sees each of them once."""
+    made = {value: function(value) for value in set(values)}
+    return [made[value] for value in values]
+
+
+def json_items(body):
+    """Give the number and the values of each item of a JSON array, a `ValueError` for one that cannot be read."""
     text = body.decode()
     number, at = 0, past(r"\[", text, 0)
     ended = re.compile(r"\s*\]\s*", re.ASCII).fullmatch
@@ -85,8 +181,9 @@ def json_rows(body, record):
         try:
             values, at = decoder.raw_decode(text, past("", text, at))
         except (ValueError, RecursionError):
-            raise ValueError(f"item {number}: must be JSON") from None
-        yield f"item {number}", values
+            yield number, ValueError("must be JSON")
+            return
+        yield number, values
 
 
 def past(mark, text, at):
@@ -97,8 +194,8 @@ def past(mark, text, at):
     return found.end()
 
 
-def csv_rows(body, record):
-    """Give the place and the values of each line of CSV; empty lines are passed over."""
+def csv_lines(body, record):
+    """Give the number and the cells of each line of CSV, no cells for one that cannot be read; skips empty lines."""
     header, _, _ = body.partition(b"\n")
     delimiter = ";" if header.count(b";") > header.count(b",") else ","
     lines = io.TextIOWrapper(io.BytesIO(body), encoding="utf-8-sig", newline="")
@@ -108,23 +205,24 @@ def csv_rows(body, record):
         columns = next(reader, [])
         if sorted(columns) != sorted(fields(record)):
             raise ValueError(f"line 1: columns must be {', '.join(fields(record))}")
+        yield number, columns
         number = reader.line_num + 1
         for cells in reader:
             if cells:
-                yield f"line {number}", typed(columns, cells, record, number)
+                yield number, cells
             number = reader.line_num + 1
     except csv.Error:
-        raise ValueError(f"line {number}: must be CSV as RFC 4180 has it") from None
+        yield number, []
 
 
-def typed(columns, cells, record, number):
-    """Give the values of a line by field, numbers as integers; raises `ValueError`."""
+def typed(columns, cells, record):
+    """Give the values of a line by field, numbers as integers, or the `ValueError` of a line that has no such cells."""
+    if not cells:
+        return ValueError("must be CSV as RFC 4180 has it")
     if len(cells) != len(columns):
-        raise ValueError(f"line {number}: must have {len(columns)} columns")
+        return ValueError(f"must have {len(columns)} columns")
     values = dict(zip(columns, cells, strict=True))
     for name in integers(record):
-        try:
+        with suppress(ValueError):  # what is no number is named as such with the other values
             values[name] = whole_number(values[name])
-        except ValueError as error:
-            raise ValueError(f"line {number}: {name}: {error}") from None
-    return values
+    return {name: values[name] for name in fields(record)}
