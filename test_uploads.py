@@ -65,6 +65,7 @@ FINE_UPLOADS = {
     "leading zeros": (CSV, lines(BMW.replace("280", "00280"), AUDI)),
     "parameters": ("Text/CSV; charset=utf-8; header=present", lines(BMW, AUDI)),
     "JSON": (JSON, f"\r\n {json.dumps(TWO_CARS, indent=2)}\t\n"),
+    "keys twice, of which the last counts": (JSON, json.dumps(TWO_CARS).replace('"max', '"max_speed": "?", "max')),
     "other JSON": ("application/vnd.dealer+json; charset=utf-8", json.dumps(TWO_CARS)),
 }
 
@@ -129,7 +130,6 @@ WRONG_CSV = {
     "long text": (lines(BMW, row(mark="x" * 256)), "line 3: mark"),
     "line feed": (lines(BMW, row(mark='"a\nb"')), "line 3: mark"),
     "after blank lines": (lines("", "", BMW, "", row(distance="far")), "line 6: distance"),
-    "the first of two": (lines(row(distance="far"), row(max_speed="fast")), "line 2: distance"),
     "too few cells": (lines(BMW, "Kia,1,2,x"), "line 3"),
     "empty cells": (lines(BMW, ",,,,"), "line 3"),
     "text behind a quote": (lines(BMW, '"Kia"x,1,2,x,y'), "line 3"),
@@ -192,6 +192,107 @@ def test_post_of_a_known_mark_is_400_and_stores_nothing(bmw, database, content_t
     assert database.contents() == before
 
 
+TWICE, KNOWN = "mark: is in {} too", "mark: Auto with that mark exists"
+FAR, FAST = f"distance: {NUMBER}", f"max_speed: {NUMBER}"
+TOO_MANY = "body: more than 50000 cars; send them in several uploads"
+SEVERAL_WRONG = {  # by line, where BMW is in stock
+    "values": ((row(distance="far"), AUDI, row(max_speed="fast")), {2: FAR, 4: FAST}),
+    "the first value of a line": ((row(max_speed=-1, stock=""), row(distance="far", max_speed="")), {2: FAST, 3: FAST}),
+    "marks that repeat": ((AUDI, row(), row(), AUDI), {4: TWICE.format("line 3"), 5: TWICE.format("line 2")}),
+    "the mark of a wrong line": ((row(distance="far"), AUDI, row()), {2: FAR, 4: TWICE.format("line 2")}),
+    "a mark known, and one that repeats": ((AUDI, BMW, AUDI), {3: KNOWN, 4: TWICE.format("line 2")}),
+    "a known mark that repeats": ((BMW, BMW), {2: KNOWN, 3: TWICE.format("line 2")}),
+    "a wrong value of a known mark": ((row(distance="far"), row(mark="BMW", max_speed="fast")), {2: FAR, 3: FAST}),
+    "all kinds": (
+        ("Kia,1", BMW, AUDI, "", row(handler=" "), AUDI, '"Kia"x,1,2,x,y', row(distance="far")),
+        {
+            2: "must have 5 columns",
+            3: KNOWN,
+            6: "handler: must not be blank",
+            7: TWICE.format("line 4"),
+            8: "must be CSV as RFC 4180 has it",
+        },
+    ),
+}
+
+
+def assert_errors(answer, sentences):
+    """Compare the refusal of an upload of which more than one line is wrong."""
+    assert_json(answer, 400, {"Error": sentences[0], "Errors": sentences})
+
+
+@pytest.mark.parametrize("name", SEVERAL_WRONG)
+def test_every_wrong_line_of_a_post_is_told_in_order(bmw, database, name):
+    rows, wrong = SEVERAL_WRONG[name]
+    before = database.contents()
+
+    answer = send(bmw, "POST", "/stock", lines(*rows), CSV)
+
+    assert_errors(answer, [f"line {number}: {sentence}" for number, sentence in wrong.items()])
+    assert database.contents() == before
+
+
+def test_put_tells_every_wrong_line_but_no_known_mark(bmw, database):
+    before = database.contents()
+
+    answer = send(bmw, "PUT", "/stock", lines(row(distance="far"), BMW, AUDI, BMW), CSV)
+
+    assert_errors(answer, [f"line 2: {FAR}", f"line 5: {TWICE.format('line 3')}"])
+    assert database.contents() == before
+
+
+def test_every_wrong_item_is_told_in_order(bmw):
+    body = items({"price": 1}, {"mark": "BMW"}, {}, {"mark": "Kia 2"}, {"mark": 7}, end=', 7, [], {"mark": "x"}, {]')
+
+    answer = send(bmw, "POST", "/stock", body)
+
+    sentences = [
+        "price: unknown field",
+        KNOWN,
+        TWICE.format("item 3"),
+        "mark: must be text",
+        "must be a JSON object",
+        "must be a JSON object",
+        "max_speed: is missing",
+        "must be JSON",
+    ]
+    places = (1, 2, 4, 5, 6, 7, 8, 9)
+    assert_errors(answer, [f"item {place}: {sentence}" for place, sentence in zip(places, sentences, strict=True)])
+
+
+@pytest.mark.parametrize("content_type", [CSV, JSON])
+def test_a_hundred_wrong_lines_are_told_and_no_more(refused, content_type):
+    cars = [{"mark": f"Kia {number}", **CAR, "stock": " " * (number % 2)} for number in range(150)]
+
+    answer = send(refused, "POST", "/stock", as_csv(cars) if content_type == CSV else json.dumps(cars), content_type)
+
+    place, first = ("line", 2) if content_type == CSV else ("item", 1)
+    reasons = ["must be text of 1 to 255 characters", "must not be blank"] * 50
+    assert_errors(answer, [f"{place} {number}: stock: {reason}" for number, reason in enumerate(reasons, first)])
+
+
+@pytest.mark.parametrize("content_type", [CSV, JSON])
+@pytest.mark.parametrize(("count", "status"), [(50_000, 400), (50_001, 413)])
+def test_more_than_50000_cars_are_413_whatever_is_wrong_with_them(refused, content_type, count, status):
+    cars = [{"mark": f"Kia {number}", **CAR, "distance": -(number == 1)} for number in range(count)]
+    body = as_csv(cars).replace("\r\n", "\r\n\r\n") if content_type == CSV else json.dumps(cars)
+
+    answer = send(refused, "POST", "/stock", body, content_type)
+
+    sentence = TOO_MANY if status == 413 else f"{'line 5' if content_type == CSV else 'item 2'}: {FAR}"
+    assert_error(answer, status, sentence)
+
+
+@pytest.mark.parametrize(("content_type", "write"), [(CSV, as_csv), (JSON, json.dumps)])
+def test_50000_cars_go_in(client, content_type, write):
+    cars = [{"mark": f"{number:05}", **CAR, "handler": "{Škoda}"} for number in range(50_000)]
+
+    answer = send(client, "PUT", "/stock", write(cars), content_type)
+
+    assert_json(answer, 202, {"Message": "50000 autos created, 0 updated"})
+    assert client.get("/stock?limit=2&mark__gt=49997").json == cars[-2:]
+
+
 @pytest.mark.parametrize(
     "content_type", [None, "text/plain", "text/csvx", "application/csv", "text/json", "multipart/form-data"]
 )
@@ -250,7 +351,22 @@ def test_long_upload_is_refused_by_its_head(server):
 
 
 def test_one_of_many_simultaneous_uploads_succeeds(server):
-    answers = server.at_once(*[("POST", "/stock", TWO_CARS[::order]) for order in (1, -1) * 3])
+    answers = server.at_once(*[("POST", "/stock", TWO_CARS[::order]) for order in (1, -1) * 4])
 
-    assert sorted(answer.status_int for answer in answers) == [201] + [400] * 5
+    assert sorted(answer.status_int for answer in answers) == [201] + [400] * 7
+    assert {tuple(answer.json.get("Errors", ())) for answer in answers} == {
+        (),
+        (f"item 1: {KNOWN}", f"item 2: {KNOWN}"),
+    }
     assert len(server.request("GET", "/history").json) == 2
+
+
+def test_simultaneous_uploads_keep_every_car(server):
+    """Eight clients whose cars overlap, in both orders: all are stored, each created once."""
+    cars = [{"mark": f"Kia {number}", **CAR} for number in range(400)]
+
+    answers = server.at_once(*[("PUT", "/stock", cars[50 * n : 50 * n + 100][:: (-1) ** n]) for n in range(8)])
+
+    assert [answer.status_int for answer in answers] == [202] * 8
+    created = [int(answer.json["Message"].split()[0]) for answer in answers]
+    assert sum(created) == len(server.request("GET", "/stock").json) == 400
