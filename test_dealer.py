@@ -618,10 +618,20 @@ def test_texts_are_stored_in_one_unicode_form(client):
     assert (answer.json["handler"], answer.json["stock"]) == (COMPOSED, COMPOSED)
 
 
-def test_mark_is_measured_in_its_stored_form(client):
-    client.post_json(at("e\u0301" * 255), CAR, status=201)
+@pytest.mark.parametrize(
+    ("typed", "stored"),
+    table(
+        ["e\u0301" * 255, "\u00e9" * 255],
+        ["\u03b1\u0313\u0300\u0345" * 255, "\u1f82" * 255],
+        ["e\u0301\u0316" * 127, "\u00e9\u0316" * 127],
+        ["e" + "\u0302\u0316" * 127, "\u00ea" + "\u0316" * 127 + "\u0302" * 126],
+        ["e\u0344\u0316" * 85, "\u00eb\u0316\u0301" * 85],
+    ),
+)
+def test_mark_is_measured_in_its_stored_form(client, typed, stored):
+    client.post_json(at(typed), CAR, status=201)
 
-    assert client.get("/stock").json == [{"mark": "\u00e9" * 255, **CAR}]
+    assert client.get("/stock").json == [{"mark": stored, **CAR}]
 
 
 # The method in a header
@@ -752,6 +762,8 @@ def wrong_texts(limit):
         ["x" * 10000, length(limit)],
         ["😀" * (limit + 1), length(limit)],
         ["e\u0301" * (limit + 1), length(limit)],
+        ["\u1f82" * (limit + 1), length(limit)],
+        ["e" + "\u0301\u0316" * limit * 2, length(limit)],
         ["\u0958" * (limit // 2 + 1), length(limit)],  # NFC makes two characters of each
         *[[text, BLANK] for text in blank],
         *[[text, UNREADABLE] for text in unreadable],

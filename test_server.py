@@ -1,5 +1,6 @@
 """The server: what only real sockets show, and what it does with bytes that are not meant well."""
 
+import json
 import os
 import random
 import re
@@ -492,6 +493,16 @@ def test_answers_that_nobody_reads_do_not_pile_up(target):
     assert opened < 20
 
 
+MARKS_TO_ORDER = "\u0301\u0316"  # Unicode has them the other way round
+MANY_MARKS = [
+    json.dumps(credentials, ensure_ascii=False).encode()
+    for credentials in (
+        {"username": MARKS_TO_ORDER * 100_000, "password": "x"},
+        {"username": "x", "password": MARKS_TO_ORDER * 2048},
+    )
+]
+
+
 @pytest.mark.parametrize(
     "data",
     [
@@ -499,8 +510,9 @@ def test_answers_that_nobody_reads_do_not_pile_up(target):
         HOST + CHUNKED + b"\r\n\r\n" + b"1\r\n{\r\n" * 150_000,
         HOST + CHUNKED + b" " * 200_000 + b",\r\n\r\n",
         b"GET /stock?" + b"&".join(b"a%d" % number for number in range(20_000)) + b" HTTP/1.1\r\nHost: a\r\n\r\n",
+        *[HOST + b"Content-Length: %d\r\n\r\n" % len(body) + body for body in MANY_MARKS],
     ],
-    ids=["empty lines", "chunks of one byte", "blanks behind a coding", "parameters"],
+    ids=["empty lines", "chunks of one byte", "blanks behind a coding", "parameters", "marks", "marks of a password"],
 )
 def test_bytes_that_cost_much_keep_nobody_waiting(target, data):
     attackers = [target.connect() for _ in range(10)]
