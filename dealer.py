@@ -181,12 +181,18 @@ class Inventory(Upload):
 
 
 class Credentials(Record):
-    """Who registers or logs in."""
+    """Who logs in."""
 
     example = {"username": "alice", "password": "correct horse"}
 
     username: Text(80)
     password: Password(1024)
+
+
+class NewCredentials(Credentials):
+    """Who registers."""
+
+    username: Text(80, stripped=True)
 
 
 class NewPassword(Record):
@@ -810,7 +816,7 @@ def start_docs():
     return START
 
 
-@routes.get("/docs/<name:re:swagger-ui(-bundle.js|.css)|favicon-32x32.png>", public=True)
+@routes.get(r"/docs/<name:re:swagger-ui(-bundle\.js|\.css)|favicon-32x32\.png>", public=True)
 def docs_asset(name):
     """Send a file of Swagger UI."""
     return static_file(name, root=ASSETS)

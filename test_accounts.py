@@ -367,7 +367,7 @@ def test_adduser_reads_the_password_from_a_pipe(registered, database):
     ("username", "text", "said"),
     [
         (USERNAME, "another\n", "User already exists"),
-        *[("a\tb", "sesame\n", "username"), ("x" * 81, "sesame\n", "username")],
+        *[(" bob", "sesame\n", "username"), ("a\tb", "sesame\n", "username"), ("x" * 81, "sesame\n", "username")],
         *[("bob", "short\n", "password"), ("bob", "", "password")],
     ],
 )

@@ -968,6 +968,19 @@ def test_wrong_username_is_400(refused, path, username, sentence):
     assert_error(answer, 400, f"username: {sentence}")
 
 
+@pytest.mark.parametrize("username", table([" bob"], ["bob "], ["bob\u00a0"], ["\u3000bob"], ["bob\u2028"]))
+def test_new_username_with_white_space_at_an_end_is_400(refused, username):
+    answer = refused.post_json("/register", {"username": username, "password": "x"}, status=400)
+
+    assert_error(answer, 400, "username: must not begin or end with white space")
+
+
+def test_older_username_with_white_space_at_an_end_logs_in(testapp, database, account):
+    database.insert("users", {**account.row, "username": " bob "})
+
+    testapp.post_json("/auth", {"username": " bob ", "password": PASSWORD}, status=200)
+
+
 @pytest.mark.parametrize("path", PATHS_OF_CREDENTIALS)
 @pytest.mark.parametrize(
     ("password", "sentence"),

@@ -66,8 +66,11 @@ def any_integer(digits):
 decoder = json.JSONDecoder(parse_constant=refuse_constant, parse_int=any_integer)
 
 
-def Text(length, refuse=()):
-    """Give the type of a readable text of 1 to `length` code points, other than those `refuse`d."""
+def Text(length, refuse=(), stripped=False):
+    """Give the type of a readable text of 1 to `length` code points, other than those `refuse`d.
+
+    One that is `stripped` has no white space at either end.
+    """
 
     def readable(text):
         text = visible(text, length)
@@ -75,9 +78,11 @@ def Text(length, refuse=()):
             raise ValueError("must not be blank")
         if text in refuse:
             raise ValueError("must not be " + " or ".join(map(repr, refuse)))
+        if stripped and text != text.strip():
+            raise ValueError("must not begin or end with white space")
         return text
 
-    others = "".join(f"(?!{re.escape(text)}$)" for text in refuse)
+    others = "".join(f"(?!{re.escape(text)}$)" for text in refuse) + r"(?!\s|[\s\S]*\s$)" * stripped
     return text_type(length, readable, {"pattern": f"^{others}(?!{BLANK.pattern}$){VISIBLE_ANYWHERE}$"})
 
 
