@@ -657,7 +657,7 @@ MARK = "<mark:re:(?s:.+)>"  # anything, slashes and line breaks too: what a mark
 
 
 @routes.post("/register", public=True, lane="registrations", answers=[USER_CREATED, USER_EXISTS, REGISTRATION_CLOSED])
-def register(credentials: Credentials, users, settings):
+def register(credentials: NewCredentials, users, settings):
     """Create an account."""
     check_length("password", credentials.password, settings.password_min)
     users.register(credentials.username, credentials.password)
@@ -1037,7 +1037,7 @@ def add_user(settings, username):
     users = Users(open_database(settings))
     password = getpass.getpass() if sys.stdin.isatty() else sys.stdin.readline().rstrip("\r\n")
     try:
-        account = convert({"username": username, "password": password}, Credentials)
+        account = convert({"username": username, "password": password}, NewCredentials)
         if len(account.password) < settings.password_min:
             raise ValueError(f"password: must be at least {settings.password_min} characters")
         with users.db.writing():

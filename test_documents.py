@@ -184,7 +184,7 @@ def test_page_finds_all_its_parts(testapp):
 
 
 @pytest.mark.parametrize(
-    "path", ["dealer.py", "../dealer.py", "%2E%2E/dealer.py", "..%2Fdealer.py", "swagger-ui.css/x"]
+    "path", ["dealer.py", "../dealer.py", "%2E%2E/dealer.py", "..%2Fdealer.py", "swagger-ui.css/x", "swagger-uiXcss"]
 )
 def test_page_gives_no_other_file(refused, path):
     assert_error(refused.get("/docs/" + path, status=404), 404, "Not found")
