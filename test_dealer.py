@@ -329,6 +329,22 @@ BAD_TOKENS = {
     "sub a lone surrogate": lambda account: changed(account, sub="\ud800"),
     "sub in other case": lambda account: changed(account, sub="Alice"),
     "unknown account": lambda account: changed(account, sub="nobody"),
+    "exp true": lambda account: changed(account, exp=True),
+    "exp with a fraction": lambda account: changed(account, exp=NOW + 60.5),
+    "exp beyond all numbers": lambda account: changed(account, exp=10**400),
+    "iat true": lambda account: changed(account, iat=True),
+    "iat no number": lambda account: changed(account, iat=float("nan")),
+    "iat digits in a text": lambda account: changed(account, iat=str(NOW)),
+    "without session": lambda account: changed(account, session=None),
+    "session null": lambda account: forged({**claims_of(account), "session": None}),
+    "session true": lambda account: changed(account, session=True),
+    "session a number": lambda account: changed(account, session=10**400),
+    "session a list": lambda account: changed(account, session=[claims_of(account)["session"]]),
+    "session an object": lambda account: changed(account, session={}),
+    "session with NUL": lambda account: changed(account, session="\0"),
+    "session a lone surrogate": lambda account: changed(account, session="\ud800"),
+    "another session": lambda account: changed(account, session="x"),
+    "header nested deeply": lambda account: forged(claims_of(account), b"[" * 100_000),
 }
 
 

@@ -13,7 +13,8 @@ that names ``tokens`` the plugin itself, to make tokens::
     def me(identity):
         return identity
 
-`confirm` is asked with the claims of every valid token, so that an account that ended ends its tokens.
+`confirm` is asked with the claims of every valid token, so that an account that ended ends its tokens; a ``session``
+among them, which `make` puts there, tells the accounts apart that a subject had one after the other.
 """
 
 import logging
@@ -23,10 +24,12 @@ from functools import lru_cache, partial, wraps
 import jwt
 from bottle import HTTPError, PluginError, request
 
+from plugins.bodies import MAX_INTEGER
+
 log = logging.getLogger("dealer")
 
 SCHEMES = ("bearer", "jwt")  # the second is what clients of Flask-JWT send
-REQUIRED = ("sub", "iat", "exp")
+TEXTS, TIMES = ("sub", "session"), ("iat", "exp")
 
 
 class IdentityPlugin:
@@ -74,10 +77,11 @@ class IdentityPlugin:
         """Forget the tokens that were verified."""
         self.verified.cache_clear()
 
-    def make(self, subject, **claims):
-        """Make a signed token for `subject` (a string) with further `claims`; it lives ``ttl`` seconds."""
+    def make(self, subject, session=""):
+        """Make a signed token for a session of `subject`, both texts; it lives ``ttl`` seconds."""
         now = int(time.time())
-        return jwt.encode({"sub": subject, "iat": now, "exp": now + self.ttl, **claims}, self.secret, "HS256")
+        claims = {"sub": subject, "iat": now, "exp": now + self.ttl, "session": session}
+        return jwt.encode(claims, self.secret, "HS256")
 
     def identify(self, environ):
         """Give the subject of the request's token, or raise the `HTTPError` 401 that RFC 6750, section 3, asks for."""
@@ -105,10 +109,12 @@ class IdentityPlugin:
 
     def verify(self, token):
         """Give the claims of a token of ours; raises `jwt.InvalidTokenError` or `ValueError`. The algorithm is ours."""
-        claims = jwt.decode(token, self.secret, algorithms=["HS256"], options={"require": REQUIRED})
-        if "\0" in claims["sub"] or not isinstance(claims["exp"], int):
+        claims = jwt.decode(token, self.secret, algorithms=["HS256"], options={"require": (*TEXTS, *TIMES)})
+        texts, times = ([claims[name] for name in names] for names in (TEXTS, TIMES))
+        kinds = {*map(type, texts)}, {*map(type, times)}
+        if kinds != ({str}, {int}) or "\0" in "".join(texts) or max(times) > MAX_INTEGER:
             raise ValueError("claims that no token of ours has")
-        claims["sub"].encode()  # raises ValueError for lone surrogates
+        "".join(texts).encode()  # raises ValueError for lone surrogates
         return claims
 
     def invalid(self, environ, reason):
