@@ -17,7 +17,8 @@ import re
 
 from bottle import request
 
-TAG = re.compile(r'(W/)?"([^"]*)"')
+# One in a list (RFC 9110 5.6.1, 8.8.3), to its comma or its end: what surrounds it otherwise makes it no tag.
+TAG = re.compile(r'(?:^|,)[ \t]*(W/)?"([\x21\x23-\x7e\x80-\xff]*)"[ \t]*(?=,|$)')
 
 
 def entity_tag(version):
