@@ -129,7 +129,8 @@ BAD_PARAMETERS = f"""
     stock={"x" * 256} stock__contains= mark__startswith= order_by= order_by=price order_by=version order_by=--mark
     order_by=%2Bmark order_by=mark, order_by=mark,mark order_by=stock,-stock order_by=mark%20desc
     limit=0 limit=1001 limit=-1 limit= limit=ten limit=1.0 limit=%D9%A1 limit={"9" * 5000}
-    limit=2&after= limit=2&after=x limit=2&after=[] limit=2&after=[1] limit=2&after=[null] limit=2&after={"[" * 5000}
+    limit=2&after= limit=2&after=x limit=2&after=[] limit=2&after=[1] limit=2&after=[null]
+    limit=2&after="i" limit=2&after={{"i":1}} limit=2&after={"[" * 5000}
     format= format=xml format=CSV stock=%FF %FF=1""".split()
 
 
@@ -250,6 +251,7 @@ ACCEPTS = [
     ("", "json", f"application/json|application/*|*/*||garbage|text/html|{BROWSER}|text/csv;q=0|text/csv;q=0, */*"),
     ("", "json", "text/csv;q=0.5, application/json;q=0.9|text/csv;q=0.5, */*"),
     ("", "json", "text/*;q=0.9, text/csv;q=0.1, application/json;q=0.5"),
+    ("", "json", "text/csv" + ";" * 5000),
     ("format=csv", "csv", f"application/json|{BROWSER}|text/csv;q=0"),
     ("format=json", "json", "text/csv"),
 ]

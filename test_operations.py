@@ -356,8 +356,9 @@ def test_other_origin_may_read_nothing(make_app, allowed, origins):
     ("trusted", "remote", "forwarded", "address"),
     [
         *[(trusted, PROXY, "198.51.100.1, 203.0.113.9", "203.0.113.9") for trusted in (PROXY, "*")],
-        (PROXY, PROXY, "2001:db8::1", "2001:db8::1"),
-        *[(PROXY, PROXY, forwarded, PROXY) for forwarded in ("203.0.113.9, unknown", "203.0.113.9 evil", "")],
+        *[(PROXY, PROXY, forwarded, "203.0.113.9") for forwarded in ("203.0.113.9:65535", "[203.0.113.9]")],
+        *[(PROXY, PROXY, f, "2001:db8::1") for f in ("2001:db8::1", "x, [2001:db8::1]:80", "[2001:DB8::1]")],
+        *[(PROXY, PROXY, forwarded, PROXY) for forwarded in ("x, unknown", "203.0.113.9 x", "203.0.113.9:", "")],
         *[(trusted, "192.0.2.2", "203.0.113.9", "192.0.2.2") for trusted in (None, PROXY)],
     ],
 )
@@ -654,11 +655,14 @@ def test_log_holds_no_secret(logged):
     ]
     for method, path, body in requests:
         server._replace(token=token).request(method, path, body, **{"Content-Type": "application/json"})
+    for part in (token, f"token={token}?", f"x{token}", token.replace(".", "%2E"), token.replace("ey", "%65y")):
+        server.request("GET", f"/auto/{part}")
     for authorization in (f"Bearer {token}", f"Bearer {token}x", f"Basic {TYPED}", f"Bearer {TYPED}", token):
         answer = server.request("GET", "/stock", Authorization=authorization, **{"X-Request-ID": token})
 
     assert lines_of(log, answer)
     assert not [secret for secret in (TYPED, SECRET, *token.split(".")) if secret in log.read_text()]
+    assert log.read_text().count("/<token> ") == 4
 
 
 # ----------------------------------------------------------------------------------------------------------------------

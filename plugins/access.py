@@ -16,13 +16,15 @@ import secrets
 import time
 from contextlib import suppress
 from ipaddress import ip_address
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from bottle import PluginError
 
 log = logging.getLogger("dealer.access")
 
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+TOKEN = re.compile(r"(?<![\w-])(?=[\w-]*eyJ)[\w-]+\.[\w-]+\.[\w-]*", re.ASCII)  # `{"` is eyJ in Base64, so a JWT has it
+WITH_PORT = re.compile(r"(?:\[([^\]]*)\]|([0-9.]+))(?::[0-9]+)?")  # 192.0.2.1:80, [2001:db8::1]:80
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
@@ -104,6 +106,8 @@ class Streamed:
 def believe_proxy(environ):
     """Put the client that a proxy names in the place of the proxy; what is no address or scheme is left alone."""
     client = environ.get("HTTP_X_FORWARDED_FOR", "").rpartition(",")[2].strip()
+    if with_port := WITH_PORT.fullmatch(client):
+        client = with_port[1] or with_port[2]
     with suppress(ValueError):
         if "%" not in client:  # an IPv6 scope may be any text
             environ["REMOTE_ADDR"] = str(ip_address(client))
@@ -113,11 +117,14 @@ def believe_proxy(environ):
 
 
 def path_of(environ):
-    """Give the path as it was sent, without its query, in printable ASCII."""
+    """Give the path as it was sent, without its query and any token, in printable ASCII."""
     path = environ.get("REQUEST_URI") or quote(environ.get("bottle.raw_path", ""), encoding="latin-1")
     path = path.partition("?")[0]
     if "://" in path:  # the absolute form of a target (RFC 9112 3.2.2), which may hold a password
         path = "/" + path.partition("://")[2].partition("/")[2]
+    decoded = unquote(path, "latin-1")
+    if TOKEN.search(decoded):
+        path = "<token>".join(quote(part, safe="/", encoding="latin-1") for part in TOKEN.split(decoded))
     return path if path.isascii() and path.isprintable() else quote(path, safe="/%", encoding="latin-1")
 
 

@@ -34,6 +34,7 @@ FORMATS = ("json", "csv")
 MAX_LIMIT = 1000
 MAX_VALUES = 100
 PART = 1024  # characters that are worth sending by themselves
+ACCEPTED = 4096  # characters of an Accept header that are read: parameters cost the square of their number
 Limit = Annotated[int, Meta(ge=1, le=MAX_LIMIT)]
 HINTS = {
     **dict.fromkeys(("order", "ordering", "sort", "_sort", "_sort_desc"), "write order_by=field or order_by=-field"),
@@ -185,9 +186,10 @@ class Listing:
 
     def read_position(self, text):
         """Give the values of the row behind which the page begins, as `next_page` wrote them."""
+        kinds = [str if self.is_text(name) else int for name, _ in self.order]
         try:
             values = json.loads(text)
-            if [type(value) for value in values] == [str if self.is_text(name) else int for name, _ in self.order]:
+            if type(values) is list and [*map(type, values)] == kinds:
                 return [self.read_value(name, str(value)) for (name, _), value in zip(self.order, values, strict=True)]
         except (ValueError, TypeError, RecursionError):
             pass
@@ -271,9 +273,9 @@ def wants_csv(format, accept):
         if format not in FORMATS:
             raise HTTPError(400, "format: must be " + " or ".join(FORMATS))
         return format == "csv"
+    known = ",".join(part for part in accept.lower().split(",") if "/" in part)
     try:
-        known = ",".join(part for part in accept.lower().split(",") if "/" in part)
-        return mimeparse.best_match([CSV_TYPE, JSON], known) == CSV_TYPE
+        return len(known) <= ACCEPTED and mimeparse.best_match([CSV_TYPE, JSON], known) == CSV_TYPE
     except mimeparse.MimeTypeParseException:
         return False
 
