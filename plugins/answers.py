@@ -98,7 +98,7 @@ class AnswersPlugin:
         return wrapper
 
     def error_page(self, error):
-        """Give the body of an `HTTPError`: ``{"Error": "<one sentence>"}``, and all its ``errors`` where it has more."""
+        """Give the body of an `HTTPError`: ``{"Error": "<one sentence>"}``, and ``errors`` where it has more."""
         response.content_type = JSON
         if error.status_code == 405:
             response.set_header("Allow", with_head(error.get_header("Allow")))

@@ -21,7 +21,7 @@ import json
 import re
 import unicodedata
 from functools import cache, wraps
-from itertools import accumulate, islice
+from itertools import accumulate, chain, islice
 from operator import itemgetter
 from typing import Annotated, ClassVar, get_args
 
@@ -107,7 +107,7 @@ def text_type(length, clean, schema):
 def visible(text, length):
     """Give `text` in NFC; raises `ValueError` as `normalised` does, and for control and format characters."""
     text = normalised(text, length)
-    if not VISIBLE.fullmatch(text):
+    if not (text.isprintable() or VISIBLE.fullmatch(text)):  # the first is quick, and knows no joiners
         raise ValueError("must not hold control or format characters")
     return text
 
@@ -154,10 +154,11 @@ class Record(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         return record
 
     def __post_init__(self):
-        for name in cleaners(type(self)):
+        record = type(self)
+        for name in cleaners(record):
             value = getattr(self, name)
             if value is not UNSET:
-                setattr(self, name, tidy_named(type(self), name, value))
+                setattr(self, name, tidy_named(record, name, value))
 
 
 def some_of(name, record, key):
@@ -229,19 +230,19 @@ def tidy_named(record, name, text):
 
 def convert(data, record, prefix=""):
     """Make a record of what JSON gave; raises `ValueError` with a sentence that names the field."""
-    if not isinstance(data, dict):
-        raise ValueError(f"{prefix}must be a JSON object")
-    known = fields(record)
-    for name in data:
-        if name not in known:
-            raise ValueError(f"{shown(name)}: unknown field")
-    for name, field in known.items():
-        if field.required and name not in data:
-            raise ValueError(f"{name}: is missing")
     try:
         return msgspec.convert(data, record)
-    except msgspec.ValidationError as error:
-        raise ValueError(reason(str(error))) from None
+    except (msgspec.ValidationError, UnicodeEncodeError) as error:  # the latter for a lone surrogate in a name
+        raise ValueError(misfit(data, fields(record), prefix) or reason(str(error))) from None
+
+
+def misfit(data, known, prefix):
+    """Tell which name of what JSON gave does not fit a record of the `known` fields, or None."""
+    if not isinstance(data, dict):
+        return f"{prefix}must be a JSON object"
+    unknown = (f"{shown(name)}: unknown field" for name in data if name not in known)
+    missing = (f"{name}: is missing" for name, field in known.items() if field.required and name not in data)
+    return next(chain(unknown, missing), None)
 
 
 def reason(message):

@@ -90,11 +90,10 @@ class Upload:
     def read_json(cls, body):
         """Give the upload that a JSON array makes."""
         upload = cls("item")
-        if body.count(b"{") <= cls.most:  # else there are too many, or some are wrong
+        if body.count(b"{") <= cls.most:  # else there are too many, or one is wrong
             with suppress(ValueError, msgspec.DecodeError):
-                records = array_decoder(cls.record).decode(body)
-                columns = zip(*map(structs.astuple, records), strict=True)
-                return upload.add_all(range(1, len(records) + 1), dict(zip(fields(cls.record), columns, strict=True)))
+                rows = [*map(structs.asdict, array_decoder(cls.record).decode(body))]
+                return upload.add_all(range(1, len(rows) + 1), rows)
         return upload.add_each(json_items(body))
 
     @classmethod
@@ -102,34 +101,28 @@ class Upload:
         """Give the upload that CSV makes."""
         upload = cls("line")
         (_, names), *lines = islice(csv_lines(body, cls.record), cls.most + 2)
-        upload.check_count(len(lines))
-        with suppress(ValueError):
-            places, rows = zip(*lines, strict=True)
-            columns = dict(zip(names, zip(*rows, strict=True), strict=True))
-            numbers = {name: each_once(whole_number, columns[name]) for name in integers(cls.record)}
-            return upload.add_all(places, columns | numbers)
+        if len(lines) <= cls.most:
+            with suppress(ValueError):
+                rows = [dict(zip(names, cells, strict=True)) for _, cells in lines]
+                for name in integers(cls.record):
+                    replace(rows, name, whole_number)
+                return upload.add_all([place for place, _ in lines], rows)
         return upload.add_each((place, typed(names, cells, cls.record)) for place, cells in lines)
 
-    def check_count(self, count):
-        """Raise the 413 for more rows than an upload may hold."""
-        if count > self.most:
-            raise HTTPError(413, f"body: more than {self.most} {self.noun}; send them in several uploads")
-
-    def add_all(self, places, columns):
-        """Add all rows at once, given as the values of each field; raises `ValueError` where one is not right."""
-        for name in cleaners(self.record):
-            columns[name] = each_once(partial(tidy, self.record, name), columns[name])
-        rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-        self.right = dict(zip(columns[self.key], rows, strict=True))
-        if len(self.right) < len(rows):
-            raise ValueError(f"{self.key}: is there twice")
-        self.places = dict(zip(self.right, places, strict=True))
+    def add_all(self, places, rows):
+        """Add all rows at once; raises `ValueError` where one is not right."""
+        for name, clean in cleaners(self.record).items():
+            replace(rows, name, clean)
+        right = {row[self.key]: row for row in rows}
+        self.places = dict(zip(right, places, strict=True))  # not as many where one is there twice
+        self.right = right
         return self
 
     def add_each(self, rows):
-        """Add rows one by one, given as place and values, or what is wrong with each."""
+        """Add rows one by one, given as place and values, or what is wrong with each; raises the 413 for too many."""
         for count, (place, values) in enumerate(rows, 1):
-            self.check_count(count)
+            if count > self.most:
+                raise HTTPError(413, f"body: more than {self.most} {self.noun}; send them in several uploads")
             try:
                 self.add(place, values)
             except ValueError as error:
@@ -140,9 +133,9 @@ class Upload:
         """Add a row; raises `ValueError`."""
         if isinstance(values, ValueError):
             raise values
-        key = values.get(self.key) if isinstance(values, dict) else None
-        with suppress(ValueError, AttributeError):
-            first = self.places.setdefault(tidy(self.record, self.key, key), place)
+        if isinstance(values, dict) and isinstance(values.get(self.key), str):
+            with suppress(ValueError):
+                first = self.places.setdefault(tidy(self.record, self.key, values[self.key]), place)
         row = structs.asdict(convert(values, self.record))
         if first != place:
             raise ValueError(f"{self.key}: is in {self.unit} {first} too")
@@ -163,10 +156,11 @@ def array_decoder(record):
     return msgspec.json.Decoder(list[msgspec.defstruct(record.__name__, names, forbid_unknown_fields=True, gc=False)])
 
 
-def each_once(function, values):
-    """Give what a function makes of each of many values, which are often the same: it sees each of them once."""
-    made = {value: function(value) for value in set(values)}
-    return [made[value] for value in values]
+def replace(rows, name, function):
+    """Replace a value of all rows by what a function makes of it, which sees each once: many are often the same."""
+    made = {value: function(value) for value in {row[name] for row in rows}}
+    for row in rows:
+        row[name] = made[row[name]]
 
 
 def json_items(body):
