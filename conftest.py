@@ -327,8 +327,8 @@ class Store:
         return {row["name"] for row in found} - {"schema_version"}
 
     def contents(self):
-        """Give all that is stored, but for the failed logins, which are only counted."""
-        return {name: self.query(f"SELECT * FROM {name}") for name in self.tables() - {"failures"}}
+        """Give all that is stored, but for failed logins and registrations, which are only counted."""
+        return {name: self.query(f"SELECT * FROM {name}") for name in self.tables() - {"failures", "registrations"}}
 
     def empty(self):
         """Delete every row."""

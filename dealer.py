@@ -58,7 +58,7 @@ from plugins.bodies import (
 )
 from plugins.cors import CorsPlugin
 from plugins.entity_tags import entity_tag, is_known, wanted_versions
-from plugins.guesses import Guesses, TooManyAttempts, guesses_table
+from plugins.guesses import NAME_LIMIT, Guesses, TooManyAttempts, guesses_table
 from plugins.identity import IdentityPlugin
 from plugins.listings import (
     MAX_LIMIT,
@@ -212,7 +212,7 @@ class Confirmation(Record):
 # Schema
 # ----------------------------------------------------------------------------------------------------------------------
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 metadata = MetaData()
 
@@ -265,7 +265,8 @@ history_table = Table(
     sqlite_autoincrement=True,
 )
 
-failures_table = guesses_table(metadata)
+failures_table = guesses_table("failures", metadata)
+registrations_table = guesses_table("registrations", metadata)
 
 
 def open_schema(db):
@@ -283,7 +284,7 @@ def open_schema(db):
 
 def bring_up(db, version):
     """Change the schema from an older version, 0 for an empty database, to `SCHEMA_VERSION`."""
-    if version == 1:  # 2 added versions, indexes and the history, 3 the failures of logins
+    if version == 1:  # 2 added versions, indexes and the history, 3 failed logins, 4 registrations
         db.query("ALTER TABLE autos ADD COLUMN version TEXT NOT NULL DEFAULT ''")
     metadata.create_all(db.executable)
     for index in autos_table.indexes:
@@ -301,17 +302,14 @@ class RegistrationClosed(Exception):
     """Accounts are made at the console only."""
 
 
-class UserExists(ValueError):
-    """The name of a new account is taken."""
-
-
 class Users:
     """The accounts. No transaction is open for the 30 ms that a hash takes."""
 
     def __init__(self, db, registration="open"):
         self.db = db
         self.registration = registration
-        self.guesses = Guesses(db, failures_table)
+        self.guesses = Guesses(db, failures_table, NAME_LIMIT)
+        self.registrations = Guesses(db, registrations_table)
         self.hasher = argon2.PasswordHasher(time_cost=2, memory_cost=19456, parallelism=1)  # OWASP's first choice
         self.decoy = self.hasher.hash(secrets.token_hex())
         column = users_table.c
@@ -326,16 +324,23 @@ class Users:
         self.end = db.prepare(users_table.update().where(named).values(session=bindparam("session_")))
         self.remove = db.prepare(users_table.delete().where(*hashed).returning(column.username))
 
-    def register(self, username, password):
-        """Create an account where everybody may; raises `RegistrationClosed` or `UserExists`."""
+    def register(self, username, password, address):
+        """Create an account where everybody may, counted as a registration; gives whether the name was free.
+
+        Raises `RegistrationClosed` or `TooManyAttempts`.
+        """
         if self.registration == "closed":
             raise RegistrationClosed
-        self.create(username, password)
+        with self.db.reading():
+            self.registrations.check(username, address)
+            taken = self.select(name=username)
+        created = not taken and self.create(username, password)
+        self.registrations.record(username, address)
+        return created
 
     def create(self, username, password):
-        """Create an account; raises `UserExists`."""
-        if not self.insert(username=username, password=self.hasher.hash(password), session=new_session()):
-            raise UserExists(username)
+        """Create an account; gives whether the name was free."""
+        return bool(self.insert(username=username, password=self.hasher.hash(password), session=new_session()))
 
     def log_in(self, username, password, address):
         """Give the session of an account, or None where the name or the password is wrong, in the same time.
@@ -656,12 +661,17 @@ STOCK_FILE = "stock.csv"
 MARK = "<mark:re:(?s:.+)>"  # anything, slashes and line breaks too: what a mark may hold is for `Car` to say
 
 
-@routes.post("/register", public=True, lane="registrations", answers=[USER_CREATED, USER_EXISTS, REGISTRATION_CLOSED])
+@routes.post(
+    "/register",
+    public=True,
+    lane="registrations",
+    answers=[USER_CREATED, USER_EXISTS, REGISTRATION_CLOSED, TOO_MANY_ATTEMPTS],
+)
 def register(credentials: NewCredentials, users, settings):
     """Create an account."""
     check_length("password", credentials.password, settings.password_min)
-    users.register(credentials.username, credentials.password)
-    return USER_CREATED
+    created = users.register(credentials.username, credentials.password, client_address())
+    return USER_CREATED if created else USER_EXISTS  # not raised: that would forget that it counts
 
 
 @routes.post("/auth", public=True, lane="passwords", answers=[LOGGED_IN, WRONG_CREDENTIALS, TOO_MANY_ATTEMPTS])
@@ -891,7 +901,6 @@ TAGS = {  # of the first step of a path
 EXPOSED_HEADERS = ("ETag", "Link", "Location", "Retry-After", "X-Request-ID", "X-Total-Count")
 REFUSALS = {
     RegistrationClosed: REGISTRATION_CLOSED,
-    UserExists: USER_EXISTS,
     TooManyAttempts: TOO_MANY_ATTEMPTS,
     UnknownAuto: AUTO_NOT_FOUND,
     AutoExists: AUTO_EXISTS,
@@ -1041,9 +1050,8 @@ def add_user(settings, username):
         if len(account.password) < settings.password_min:
             raise ValueError(f"password: must be at least {settings.password_min} characters")
         with users.db.writing():
-            users.create(account.username, account.password)
-    except UserExists:
-        return refuse(USER_EXISTS.body["Error"])
+            if not users.create(account.username, account.password):
+                raise ValueError(USER_EXISTS.body["Error"])
     except ValueError as error:
         return refuse(error)
     print(f"User created: {account.username}")

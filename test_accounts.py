@@ -163,18 +163,23 @@ def failures(database):
     return database.query("SELECT * FROM failures")
 
 
-def fail(client, database, times, username=USERNAME):
+def fail(client, database, times, username=USERNAME, address="127.0.0.1"):
     """Fail to log in once, and have that stored as often as is said, since each password takes its time."""
     before = failures(database)
-    assert guess(client, username).status_int == 401
+    assert guess(client, username, address=address).status_int == 401
     (row,) = [row for row in failures(database) if row not in before]
+    repeat(database, "failures", row, times)
+
+
+def repeat(database, table, row, times):
+    """Have what counts stored as often as is said."""
     for number in range(1, times):
-        database.insert("failures", {**row, "at": row["at"] - number})
+        database.insert(table, {**row, "at": row["at"] - number})
 
 
-def let_pass(database, seconds):
+def let_pass(database, seconds, table="failures"):
     """Make what is stored older."""
-    database.execute("UPDATE failures SET at = at - :passed", passed=seconds * 1000)
+    database.execute(f"UPDATE {table} SET at = at - :passed", passed=seconds * 1000)
 
 
 def test_eleventh_failed_login_is_429(registered):
@@ -219,6 +224,23 @@ def test_failures_count_by_name_and_address(registered, database, times, failed,
     fail(registered, database, times, failed)
 
     assert guess(registered, username, PASSWORD, address).status_int == status
+
+
+NEIGHBOURS = [  # and whether they count as one
+    ("2001:db8:0:1::1", "2001:db8:0:1:ffff:ffff:ffff:ffff", True),
+    ("2001:db8:0:1::1", "2001:db8:0:2::1", False),
+    ("192.0.2.11", "::ffff:192.0.2.11", True),
+    ("::ffff:192.0.2.11", "::ffff:192.0.2.12", False),
+    ("192.0.2.11", "192.0.2.12", False),
+]
+neighbours = pytest.mark.parametrize(("first", "second", "one"), NEIGHBOURS)
+
+
+@neighbours
+def test_failures_count_by_network(registered, database, first, second, one):
+    fail(registered, database, 10, address=first)
+
+    assert guess(registered, USERNAME, PASSWORD, second).status_int == (429 if one else 200)
 
 
 @confirmed
@@ -349,6 +371,97 @@ def test_wrong_password_and_unknown_name_take_the_same_time(registered):
     known, unknown = (statistics.median(times) for times in took.values())
     print(f"medians: wrong password {known * 1000:.1f} ms, unknown name {unknown * 1000:.1f} ms")
     assert abs(known - unknown) < 0.25 * max(known, unknown)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Registering without end
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def register(client, username="bob", password="x", address="127.0.0.1", **environ):
+    """Try to register."""
+    credentials = {"username": username, "password": password}
+    return client.post_json("/register", credentials, extra_environ={"REMOTE_ADDR": address, **environ}, status="*")
+
+
+def registrations(database):
+    """Give the registrations that are stored."""
+    return database.query("SELECT * FROM registrations")
+
+
+def register_often(client, database, times, address="127.0.0.1"):
+    """Ask for a taken name, and have that stored as often as is said."""
+    assert register(client, USERNAME, address=address).status_int == 400
+    repeat(database, "registrations", *registrations(database), times)
+
+
+def test_taken_name_is_told_without_hashing(registered, monkeypatch):
+    monkeypatch.delattr(argon2.PasswordHasher, "hash")
+
+    assert_error(register(registered, USERNAME), 400, "User already exists")
+
+
+@pytest.mark.parametrize("username", [USERNAME, "bob"])
+def test_hundred_and_first_registration_is_429(registered, database, username):
+    register_often(registered, database, 99)
+    assert register(registered, "carol").status_int == 201
+
+    answer = register(registered, username)
+
+    assert_error(answer, 429, TOO_MANY)
+    assert 290 <= int(answer.headers["Retry-After"]) <= 300
+    assert len(registrations(database)) == 100
+
+
+@pytest.mark.parametrize(
+    ("environ", "password", "status"),
+    [({}, "", 400), ({"server.error": (503, "Too many registrations wait. Try again later")}, "x", 503)],
+)
+def test_what_is_refused_for_itself_is_no_registration(registered, database, environ, password, status):
+    assert register(registered, password=password, **environ).status_int == status
+
+    assert registrations(database) == []
+
+
+@pytest.mark.parametrize(("seconds", "status"), [(295, 429), (301, 201)])
+def test_registrations_count_for_five_minutes(registered, database, seconds, status):
+    register_often(registered, database, 100)
+    let_pass(database, seconds, "registrations")
+
+    assert register(registered).status_int == status
+    assert len(registrations(database)) == (100 if status == 429 else 1)
+
+
+@neighbours
+def test_registrations_count_by_network(registered, database, first, second, one):
+    register_often(registered, database, 100, first)
+
+    assert register(registered, address=second).status_int == (429 if one else 201)
+
+
+def test_registrations_and_failed_logins_count_apart(registered, database):
+    register_often(registered, database, 100)
+    assert guess(registered, password=PASSWORD).status_int == 200
+
+    database.execute("DELETE FROM registrations")
+    fail(registered, database, 100)
+    assert register(registered).status_int == 201
+
+
+def test_simultaneous_registrations_in_two_processes_are_a_hundred(server, lasting_app, database):
+    register_often(TestApp(lasting_app), database, 98)
+
+    def attempt(number):
+        barrier.wait()
+        body = {"username": f"name {number}", "password": "x"}
+        return server.request("POST", "/register", body) if number % 2 else register(TestApp(lasting_app), **body)
+
+    barrier = threading.Barrier(8)
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(attempt, range(8)))
+
+    assert statuses(answers) == [201] * 2 + [429] * 6
+    assert len(database.query("SELECT * FROM users WHERE username LIKE 'name%'")) == 2
 
 
 # ----------------------------------------------------------------------------------------------------------------------

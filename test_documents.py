@@ -14,7 +14,7 @@ from conftest import CAR, FILTERS, TestApp, assert_error
 
 BODY = {400, 413, 415}
 STATUSES = {
-    "POST /register": {201, 403, *BODY},
+    "POST /register": {201, 403, 429, *BODY},
     "POST /auth": {200, 401, 429, *BODY},
     "PUT /account/password": {202, 401, 403, 429, *BODY},
     "POST /logout": {202, 401},

@@ -1,21 +1,22 @@
-"""Guesses: how often somebody may fail to log in, counted in the database, so in all processes and over restarts.
+"""Guesses: how often somebody may fail to log in, or register, counted in the database, so in all processes.
 
 After `NAME_LIMIT` failures for one name from one address, or `ADDRESS_LIMIT` from one address, within `WINDOW`, every
 further try is refused unseen, for names that exist and names that do not alike::
 
-    guesses = Guesses(db, guesses_table(metadata))
+    guesses = Guesses(db, guesses_table("failures", metadata), NAME_LIMIT)
 
     guesses.check(name, address)       # raises TooManyAttempts
     if not right(name, password):
         guesses.record(name, address)  # raises it too, where others used up the last guess meanwhile
 
-Failures that no longer count are forgotten with the next one, and names are kept as their hash only: people type
-passwords into the wrong field.
+What no longer counts is forgotten with the next one, and names are kept as their hash only: people type passwords into
+the wrong field.
 """
 
 import hashlib
 import math
 import time
+from ipaddress import ip_address, ip_network
 
 from sqlalchemy import Index, Table, bindparam, select
 
@@ -34,24 +35,25 @@ class TooManyAttempts(Exception):
         self.retry_after = retry_after
 
 
-def guesses_table(metadata):
-    """Give the table of failures: whence, for which name (SHA-256), and when (milliseconds since 1970)."""
+def guesses_table(name, metadata):
+    """Give a table of what counts: whence, for which name (SHA-256), and when (milliseconds since 1970)."""
     return Table(
-        "failures",
+        name,
         metadata,
         column("address", str),
         column("name", str),
         column("at", int),
-        Index("failures_address", "address", "at"),
-        Index("failures_at", "at"),
+        Index(f"{name}_address", "address", "at"),
+        Index(f"{name}_at", "at"),
         sqlite_strict=True,
     )
 
 
 class Guesses:
-    """The failures that still count."""
+    """What still counts."""
 
-    def __init__(self, db, table):
+    def __init__(self, db, table, name_limit=ADDRESS_LIMIT):
+        self.name_limit = name_limit
         since = table.c.at > bindparam("since")
         latest = select(table).where(table.c.address == bindparam("address"), since)
         self.latest = db.prepare(latest.order_by(table.c.at.desc()).limit(ADDRESS_LIMIT))
@@ -61,17 +63,27 @@ class Guesses:
     def check(self, name, address):
         """Raise `TooManyAttempts` where there were enough."""
         now = milliseconds()
-        everyone = self.latest(address=address, since=now - WINDOW)
-        same = [failure for failure in everyone if failure["name"] == fingerprint(name)]
-        for failures, limit in ((same, NAME_LIMIT), (everyone, ADDRESS_LIMIT)):
-            if len(failures) >= limit:
-                raise TooManyAttempts(math.ceil((failures[limit - 1]["at"] + WINDOW - now) / 1000))
+        everyone = self.latest(address=network(address), since=now - WINDOW)
+        same = [guess for guess in everyone if guess["name"] == fingerprint(name)]
+        for guesses, limit in ((same, self.name_limit), (everyone, ADDRESS_LIMIT)):
+            if len(guesses) >= limit:
+                raise TooManyAttempts(math.ceil((guesses[limit - 1]["at"] + WINDOW - now) / 1000))
 
     def record(self, name, address):
-        """Count a failure, in a transaction that writes; raises `TooManyAttempts` where it would be one too many."""
+        """Count a guess, in a transaction that writes; raises `TooManyAttempts` where it would be one too many."""
         self.forget(until=milliseconds() - WINDOW)
         self.check(name, address)
-        self.insert(address=address, name=fingerprint(name), at=milliseconds())
+        self.insert(address=network(address), name=fingerprint(name), at=milliseconds())
+
+
+def network(address):
+    """Give what an address counts as: one host may have all that begin with the same 64 bits of IPv6 (RFC 6177)."""
+    try:
+        found = ip_address(address)
+    except ValueError:  # no address, but the name of a socket
+        return address
+    plain = getattr(found, "ipv4_mapped", None) or found
+    return str(plain if plain.version == 4 else ip_network((int(plain), 64), strict=False))
 
 
 def fingerprint(name):
