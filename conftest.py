@@ -18,6 +18,7 @@ import json
 import operator
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -572,6 +573,17 @@ def server(lasting_server, database, account):
     """A server over a database that holds nothing but `account`."""
     database.insert("users", account.row)
     return lasting_server._replace(token=account.token)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Chromium, as Debian has it; where there is none its tests are skipped."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="needs Playwright (.ci/requirements.txt)")
+    chromium = shutil.which("chromium") or pytest.skip("needs Chromium (apt-get install chromium)")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield browser
+        browser.close()
 
 
 # ----------------------------------------------------------------------------------------------------------------------

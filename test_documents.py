@@ -1,12 +1,14 @@
-"""What the API says of itself: `/openapi.json` and the page for it."""
+"""What is said of the API: by itself in `/openapi.json`, on the page for it, and in the Postman collection."""
 
+import importlib.util
 import json
 import re
 from urllib.parse import urljoin
 
 import pytest
 
-from conftest import CAR, FILTERS, TestApp, assert_error
+from conftest import CAR, CREDENTIALS, FILTERS, HERE, TestApp, assert_error, assert_json
+from plugins.listings import OPERATORS
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Describing itself
@@ -69,6 +71,47 @@ def test_openapi_has_the_statuses_and_the_protection_of_the_contract(operations)
     assert public == {"POST /register", "POST /auth", "GET /health"}
 
 
+def test_openapi_has_no_registration_while_it_is_closed(make_app):
+    document = TestApp(make_app(registration="closed")).get("/openapi.json").json
+
+    assert "/register" not in document["paths"]
+    assert "/auth" in document["paths"]
+
+
+@pytest.mark.parametrize("name", [name for name, statuses in STATUSES.items() if 415 in statuses])
+def test_openapi_shows_what_a_route_itself_refuses(bmw, operations, name):
+    method, path = name.replace("{mark}", "BMW").split()
+    body = [{}, {}] if path == "/stock" else {}
+
+    answers = [
+        bmw.request(path, method=method, body=json.dumps(body).encode(), headers={"Content-Type": kind}, status="*")
+        for kind in ("application/json", "text/plain")
+    ]
+
+    for status, answer in zip((400, 415), answers, strict=True):
+        examples = operations[name]["responses"][str(status)]["content"]["application/json"]["examples"]
+        assert_json(answer, status, examples[answer.json["Error"]]["value"])
+
+
+@pytest.mark.parametrize("name", ["GET /auto/{mark}", "DELETE /auto/{mark}", "GET /history/{mark}"])
+def test_openapi_shows_what_a_route_refuses_of_a_path(client, operations, name):
+    method, path = name.replace("{mark}", "x" * 256).split()
+
+    answer = client.request(path, method=method, status=400)
+
+    assert answer.json["Error"] in operations[name]["responses"]["400"]["content"]["application/json"]["examples"]
+
+
+@pytest.mark.parametrize("path", ["/stock", "/history"])
+def test_openapi_shows_what_a_route_refuses_of_a_query(bmw, operations, path):
+    examples = operations["GET " + path]["responses"]["400"]["content"]["application/json"]["examples"]
+    name = next(sentence.removesuffix(": is repeated") for sentence in examples if sentence.endswith(": is repeated"))
+
+    answer = bmw.get(f"{path}?{name}=1&{name}=1", status=400)
+
+    assert answer.json["Error"] in examples
+
+
 def test_openapi_refers_only_to_what_is_there(document):
     references = set(re.findall(r'"\$ref": "(.*?)"', json.dumps(document)))
 
@@ -100,7 +143,9 @@ def test_openapi_has_the_limits_of_credentials(client, document, name):
 
 
 @pytest.mark.parametrize(
-    "text", [" ", "a\n", "\0", "a\u200bb", "a\u200cb", "\u200c", "\U000e0001", "\ufeff", "😀", "a\u2028b"], ids=ascii
+    "text",
+    [" ", "a\n", "\0", "a\u200bb", "a\u200cb", "\u200c", "\U000110bd", "\U000e0001", "\ufeff", "😀", "a\u2028b"],
+    ids=ascii,
 )
 def test_openapi_has_the_characters_of_a_text(bmw, document, text):
     pattern = document["components"]["schemas"]["Car"]["properties"]["stock"]["pattern"]
@@ -194,3 +239,149 @@ def test_documentation_runs_no_script_but_its_own(client):
     policy = dict(part.split(maxsplit=1) for part in client.get("/docs").headers["Content-Security-Policy"].split(";"))
 
     assert (policy["default-src"], policy["script-src"], policy["frame-ancestors"]) == ("'none'", "'self'", "'none'")
+
+
+def buttons(page, kinds):
+    """Open the operations of some kinds on the page, and give for each its element and the button that sends it."""
+    for operation in page.locator(", ".join(f".opblock-{kind}" for kind in kinds)).all():
+        operation.locator(".opblock-summary").click()
+        yield operation, operation.get_by_role("button", name="Execute")
+
+
+def outcome(operation):
+    """Wait for what the page says to a click on the button: the status of an answer, or that something is missing."""
+    operation.locator(".live-responses-table .response-col_status, .validation-errors li").last.wait_for()
+    return operation.locator(".live-responses-table .response-col_status, .validation-errors li").last.inner_text()
+
+
+@pytest.fixture
+def page(browser, server):
+    """The page in Chromium, logged in by its own form; at the end nothing may have gone wrong in it."""
+    errors = []
+    with browser.new_context() as context:
+        page = context.new_page()
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.goto(f"http://127.0.0.1:{server.port}/docs")
+        log_in = page.locator("#operations-Accounts-log_in")
+        log_in.locator(".opblock-summary").click()
+        log_in.locator("textarea").fill(json.dumps(CREDENTIALS))
+        log_in.get_by_role("button", name="Execute").click()
+        assert outcome(log_in) == "200"
+        yield page
+    assert errors == []
+
+
+def test_page_changes_nothing_that_nobody_typed(page, server, database, document):
+    """One click on each button, without a word typed: what stands in the forms names nothing that is there."""
+    example = document["paths"]["/stock"]["post"]["requestBody"]["content"]["application/json"]["example"]
+    assert server.request("POST", "/stock", example).status_int == 201
+    kept = database.contents()
+
+    outcomes = []
+    for operation, execute in buttons(page, ["put", "patch", "delete"]):
+        execute.click()
+        outcomes.append(outcome(operation))
+
+    assert len(outcomes) == 6
+    assert database.contents() == kept
+
+
+def test_page_sends_what_is_typed(page, server):
+    server.request("POST", "/auto/BMW", CAR)
+    delete = page.locator("#operations-Cars-delete_auto")
+    delete.locator(".opblock-summary").click()
+    delete.get_by_placeholder("mark").fill("BMW")
+
+    delete.get_by_role("button", name="Execute").click()
+
+    assert outcome(delete) == "202"
+    assert server.request("GET", "/auto/BMW").status_int == 404
+
+
+@pytest.mark.parametrize("flags", ["", "u", "v"])
+def test_patterns_mean_the_same_in_a_browser(browser, document, flags):
+    """Swagger UI compiles a pattern without flags, schemas ask for ``u``, and the inputs of a page take ``v``."""
+    pattern = document["components"]["schemas"]["Car"]["properties"]["mark"]["pattern"]
+    texts = [
+        "BMW",
+        ".",
+        "..",
+        " ",
+        "a\n",
+        "a\u200bb",
+        "a\u200cb",
+        "a\U000110bd",
+        "\U000e0041",
+        "a\U0001d175b",
+        "宝马 😀",
+    ]
+
+    with browser.new_context() as context:
+        matches = "([pattern, flags, texts]) => texts.map((text) => new RegExp(pattern, flags).test(text))"
+        found = context.new_page().evaluate(matches, [pattern, flags, texts])
+
+    assert found == [bool(re.search(pattern.replace("$", r"\Z"), text)) for text in texts]
+    assert sum(found) == 3
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The Postman collection
+# ----------------------------------------------------------------------------------------------------------------------
+
+COLLECTION = HERE / "postman_collection.json"
+UNPROVOKED = {500, 503}  # what a client cannot bring about
+ONCE = {403, 413, 429}  # what is dear, or slow, or needs another server: where it is shown once it is shown
+
+
+@pytest.fixture(scope="module")
+def postman():
+    """The script that makes the collection."""
+    spec = importlib.util.spec_from_file_location("postman", HERE / ".ci" / "postman.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def requests():
+    """Every request of the collection, as method and path, with the status that it must get."""
+    collection = json.loads(COLLECTION.read_text())
+    found = []
+    for folder in collection["item"]:
+        for item in folder["item"]:
+            code = "\n".join(item["event"][-1]["script"]["exec"])
+            method = next(
+                (each["value"] for each in item["request"]["header"] if each["key"] == "X-HTTP-Method-Override"),
+                item["request"]["method"],
+            )
+            path = item["request"]["url"].removeprefix("{{base_url}}")
+            found.append((method, path, int(re.search(r"have\.status\((\d+)\)", code)[1])))
+    return found
+
+
+def test_collection_is_what_its_script_makes(postman, document):
+    assert COLLECTION.read_text() == postman.collection(document), "run: python .ci/postman.py"
+
+
+def test_collection_has_every_status_of_every_route(requests, operations):
+    wanted = {(name, int(status)) for name, each in operations.items() for status in each["responses"]}
+    shown = {
+        (name, status)
+        for name in operations
+        for method, path, status in requests
+        if method == name.split()[0] and re.fullmatch(re.sub(r"\{\w+\}", ".+", name.split()[1]), path.split("?")[0])
+    }
+
+    missing = {(name, status) for name, status in wanted - shown if status not in UNPROVOKED | ONCE}
+    assert missing == set()
+    assert {status for _, status in shown} >= ONCE
+
+
+def test_collection_has_the_pages(requests):
+    assert {("GET", path, 200) for path in ("/", "/docs", "/openapi.json")} <= set(requests)
+
+
+def test_collection_has_every_operator(requests):
+    queries = "&".join(path.partition("?")[2] for _, path, _ in requests)
+
+    assert {operator for operator in OPERATORS if operator and f"__{operator}=" not in queries} == set()

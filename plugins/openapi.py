@@ -166,14 +166,15 @@ class OpenAPIPlugin:
     def responses(self, route, body, parameters):
         """Describe every answer of a route, one entry a status, with an example of each."""
         answers = [*route.config["answers"], *self.common]
+        is_upload = hasattr(body, "record")
         if not route.config.get("public"):
             answers.append(Answer(401, {"Error": "Token is missing"}))
         if refusal := self.refusal(body, parameters):
-            errors = {"Errors": [refusal]} if hasattr(body, "record") else {}
-            answers.append(Answer(400, {"Error": refusal, **errors}))
+            lines = [f"item {number}: {refusal}" for number in (1, 2)]
+            answers.append(Answer(400, {"Error": lines[0], "Errors": lines} if is_upload else {"Error": refusal}))
         if body:
             answers.append(Answer(413, {"Error": f"Body is larger than {body.limit} bytes"}))
-            answers.append(Answer(415, {"Error": NEITHER if issubclass(body, Upload) else NOT_JSON}))
+            answers.append(Answer(415, {"Error": NEITHER if is_upload else NOT_JSON}))
         found = {}
         for answer in answers:
             self.describe(answer, found.setdefault(str(answer.status), {"description": phrase(answer.status)}))
@@ -188,7 +189,7 @@ class OpenAPIPlugin:
             for name in arguments:
                 tidy_named(self.path, name, "")
         except ValueError as error:
-            return f"item 1: {error}" if hasattr(body, "record") else str(error)
+            return str(error)
         return next((f"{each['name']}: is repeated" for each in parameters if each["in"] == "query"), None)
 
     def describe(self, answer, response):
