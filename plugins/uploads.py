@@ -28,6 +28,7 @@ from msgspec import structs
 
 from plugins.bodies import (
     JSON_TYPE,
+    LIMIT,
     cleaners,
     content_type,
     convert,
@@ -41,6 +42,7 @@ from plugins.bodies import (
 
 CSV_TYPE = "text/csv"
 NEITHER = "Content-Type must be application/json or text/csv"
+COMMA = re.compile(r"\s*,\s*", re.ASCII)
 MAX_ERRORS = 100  # that one answer lists
 
 
@@ -92,30 +94,28 @@ class Upload:
         upload = cls("item")
         if body.count(b"{") <= cls.most:  # else there are too many, or one is wrong
             with suppress(ValueError, msgspec.DecodeError):
-                rows = [*map(structs.asdict, array_decoder(cls.record).decode(body))]
-                return upload.add_all(range(1, len(rows) + 1), rows)
+                records = array_decoder(cls.record).decode(body)
+                return upload.add_all(dict(enumerate(map(structs.asdict, records), 1)))
         return upload.add_each(json_items(body))
 
     @classmethod
     def read_csv(cls, body):
         """Give the upload that CSV makes."""
         upload = cls("line")
-        (_, names), *lines = islice(csv_lines(body, cls.record), cls.most + 2)
+        lines = dict(islice(csv_lines(body, cls.record), cls.most + 1))
         if len(lines) <= cls.most:
-            with suppress(ValueError):
-                rows = [dict(zip(names, cells, strict=True)) for _, cells in lines]
+            with suppress(ValueError, TypeError):  # the latter where a line has no values
                 for name in integers(cls.record):
-                    replace(rows, name, whole_number)
-                return upload.add_all([place for place, _ in lines], rows)
-        return upload.add_each((place, typed(names, cells, cls.record)) for place, cells in lines)
+                    replace(lines.values(), name, whole_number)
+                return upload.add_all(lines)
+        return upload.add_each((place, with_numbers(values, cls.record)) for place, values in lines.items())
 
-    def add_all(self, places, rows):
-        """Add all rows at once; raises `ValueError` where one is not right."""
+    def add_all(self, rows):
+        """Add all rows at once, given by place; raises `ValueError` where one is not right."""
         for name, clean in cleaners(self.record).items():
-            replace(rows, name, clean)
-        right = {row[self.key]: row for row in rows}
-        self.places = dict(zip(right, places, strict=True))  # not as many where one is there twice
-        self.right = right
+            replace(rows.values(), name, clean)
+        self.right = {row[self.key]: row for row in rows.values()}
+        self.places = dict(zip(self.right, rows, strict=True))  # where a key is there twice, they are not as many
         return self
 
     def add_each(self, rows):
@@ -164,59 +164,64 @@ def replace(rows, name, function):
 
 
 def json_items(body):
-    """Give the number and the values of each item of a JSON array, a `ValueError` for one that cannot be read."""
-    text = body.decode()
-    number, at = 0, past(r"\[", text, 0)
-    ended = re.compile(r"\s*\]\s*", re.ASCII).fullmatch
-    while not ended(text, at):
-        if number:
-            at = past(",", text, at)
+    """Give the number and the values of each item of a JSON array, a `ValueError` for one that cannot be read.
+
+    Its text is decoded piece by piece, and no item may be longer than a body of its own: decoded, it takes much memory.
+    """
+    array = body.strip()
+    if array[:1] + array[-1:] != b"[]":
+        raise ValueError("body: must be a JSON array")
+    reader = io.TextIOWrapper(io.BytesIO(array[1:-1].strip()), encoding="utf-8", newline="")
+    text, at, number = reader.read(LIMIT), 0, 0
+    while at < len(text):
+        if number and not (comma := COMMA.match(text, at)):
+            raise ValueError("body: must be a JSON array")
         number += 1
         try:
-            values, at = decoder.raw_decode(text, past("", text, at))
+            values, at = decoder.raw_decode(text, comma.end() if number > 1 else 0)
         except (ValueError, RecursionError):
             yield number, ValueError("must be JSON")
             return
         yield number, values
-
-
-def past(mark, text, at):
-    """Give the place behind a mark and the white space around it; raises `ValueError` where there is none."""
-    found = re.compile(rf"\s*{mark}\s*", re.ASCII).match(text, at)
-    if not found:
-        raise ValueError("body: must be a JSON array")
-    return found.end()
+        if len(text) - at < LIMIT:
+            text, at = text[at:] + reader.read(LIMIT), 0
 
 
 def csv_lines(body, record):
-    """Give the number and the cells of each line of CSV, no cells for one that cannot be read; skips empty lines."""
+    """Give the number and the cells of each line of CSV by field, a `ValueError` for one without; skips empty lines."""
     header, _, _ = body.partition(b"\n")
     delimiter = ";" if header.count(b";") > header.count(b",") else ","
-    lines = io.TextIOWrapper(io.BytesIO(body), encoding="utf-8-sig", newline="")
-    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    length = 0
+
+    def short_lines():
+        nonlocal length
+        for line in io.TextIOWrapper(io.BytesIO(body), encoding="utf-8-sig", newline=""):
+            length += len(line)
+            if length > LIMIT:
+                raise csv.Error
+            yield line
+
+    reader = csv.reader(short_lines(), delimiter=delimiter, strict=True)
     number = 1
     try:
         columns = next(reader, [])
         if sorted(columns) != sorted(fields(record)):
             raise ValueError(f"line 1: columns must be {', '.join(fields(record))}")
-        yield number, columns
         number = reader.line_num + 1
         for cells in reader:
-            if cells:
-                yield number, cells
-            number = reader.line_num + 1
+            if len(cells) == len(columns):
+                yield number, dict(zip(columns, cells, strict=True))
+            elif cells:
+                yield number, ValueError(f"must have {len(columns)} columns")
+            number, length = reader.line_num + 1, 0
     except csv.Error:
-        yield number, []
+        yield number, ValueError("must be CSV as RFC 4180 has it")
 
 
-def typed(columns, cells, record):
-    """Give the values of a line by field, numbers as integers, or the `ValueError` of a line that has no such cells."""
-    if not cells:
-        return ValueError("must be CSV as RFC 4180 has it")
-    if len(cells) != len(columns):
-        return ValueError(f"must have {len(columns)} columns")
-    values = dict(zip(columns, cells, strict=True))
-    for name in integers(record):
-        with suppress(ValueError):  # what is no number is named as such with the other values
-            values[name] = whole_number(values[name])
-    return {name: values[name] for name in fields(record)}
+def with_numbers(values, record):
+    """Give the cells of a line with integers in place of numbers, and what is no number as it is."""
+    if isinstance(values, dict):
+        for name in integers(record):
+            with suppress(ValueError, TypeError):
+                values[name] = whole_number(values[name])
+    return values
