@@ -134,6 +134,8 @@ def signing_key(url):
     try:
         if not path.exists():
             keep_secret(path, secrets.token_hex(32))
+        if os.name == "posix" and path.stat().st_mode & 0o077:
+            raise ValueError("must be for its owner only (chmod 600)")
         return secret(path.read_text().strip())
     except (OSError, ValueError) as error:
         raise SettingError(f"JWT_SECRET: {path.name}: {getattr(error, 'strerror', None) or error}") from None
@@ -150,6 +152,18 @@ def keep_secret(path, text):
         pass
     finally:
         draft.unlink()
+
+
+def keep_private(path):
+    """Make a database's file where there is none, and take it from all but its owner, who may have it from git.
+
+    So is what SQLite keeps beside it while it is in use, which holds the same. A file of somebody else is theirs.
+    """
+    path.touch(0o600)
+    for file in (path, *(path.with_name(path.name + end) for end in ("-wal", "-shm"))):
+        with suppress(PermissionError):
+            if file.is_file():
+                file.chmod(file.stat().st_mode & 0o700)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -946,7 +960,10 @@ def create_app(settings=None):
 
 def open_database(settings, connections=0):
     """Open the database of the settings and bring its tables up; raises `SettingError` where that cannot be done."""
+    url = make_url(settings.database_url)
     try:
+        if url.drivername.startswith("sqlite"):
+            keep_private(Path(url.database))
         lock = "SELECT pg_advisory_xact_lock(1908)"
         db = Database(settings.database_url, connections, lock, functions={"fold": folded})
         open_schema(db)

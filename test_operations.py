@@ -4,6 +4,7 @@ import ast
 import http.client
 import json
 import logging
+import os
 import re
 import shutil
 import signal
@@ -403,6 +404,42 @@ def test_secret_that_is_made(tmp_path):
             TestApp(app).get("/stock", headers={"Authorization": f"Bearer {token}"}, status=400)
     (path,) = [path for path in tmp_path.iterdir() if not re.search(r"\.db(-\w+)?$", path.name)]
     assert path.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.fixture
+def open_handed():
+    """A system whose new files are everybody's, unless a program says otherwise."""
+    before = os.umask(0)
+    yield
+    os.umask(before)
+
+
+@pytest.mark.parametrize("cloned", [False, True])
+def test_files_are_for_their_owner_only(open_handed, tmp_path, cloned):
+    store = sqlite_store(tmp_path)
+    if cloned:
+        (tmp_path / "dealer.db").write_bytes((HERE / "data.db").read_bytes())
+        (tmp_path / "dealer.db").chmod(0o664)
+    settings = dealer.Settings(database_url=store.url)
+    with closing(dealer.create_app(settings)) as app:
+        TestApp(app).post_json("/register", CREDENTIALS, status=201)
+        assert dealer.back_up(settings, tmp_path / "copy.db") == 0
+
+        modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
+    assert modes.keys() == {"copy.db", *(f"dealer.db{end}" for end in ("", "-shm", "-wal", ".secret"))}
+    assert {*modes.values()} == {0o600}
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o620, 0o604, 0o602])
+def test_key_that_others_can_read_or_write_is_refused(tmp_path, mode):
+    url = sqlite_store(tmp_path).url
+    (tmp_path / "dealer.db.secret").write_text(SECRET)
+    (tmp_path / "dealer.db.secret").chmod(mode)
+
+    child = run(DATABASE_URL=url, PORT="0")
+
+    assert_refusal(child, 2, "JWT_SECRET")
+    assert "dealer.db.secret: must be for its owner only" in child.stderr
 
 
 # ----------------------------------------------------------------------------------------------------------------------
