@@ -34,12 +34,14 @@ from sqlalchemy import (
     exc,
     exists,
     func,
+    inspect,
     literal_column,
     or_,
     select,
 )
 from sqlalchemy import Text as TextColumn
 from sqlalchemy.engine import make_url
+from sqlalchemy.schema import CreateColumn
 
 from plugins.access import AccessPlugin, start_log
 from plugins.answers import JSON, Answer, AnswersPlugin, Data
@@ -287,19 +289,24 @@ def open_schema(db):
     """Create the tables that are missing and bring older ones up; raises `SettingError` where that cannot be done."""
     with db.writing():
         known = set(db.tables)
-        version = db.prepare(select(versions_table))()[0]["version"] if versions_table.name in known else 0
+        versions = db.prepare(select(versions_table))() if versions_table.name in known else []
+        version = max((row["version"] for row in versions), default=0)
         if version > SCHEMA_VERSION:
             raise SettingError(f"DATABASE_URL: has schema version {version}, this program knows {SCHEMA_VERSION}")
         if not version and known & metadata.tables.keys():
             raise SettingError("DATABASE_URL: holds tables of another program")
         if version < SCHEMA_VERSION:
             bring_up(db, version)
+        there = inspect(db.executable).get_multi_columns()
+        for column in chain(*(table.columns for table in metadata.tables.values())):
+            if column.name not in [each["name"] for each in there.get((None, column.table.name), ())]:
+                raise SettingError(f"DATABASE_URL: lacks the column {column}, which this program needs")
 
 
 def bring_up(db, version):
     """Change the schema from an older version, 0 for an empty database, to `SCHEMA_VERSION`."""
     if version == 1:  # 2 added versions, indexes and the history, 3 failed logins, 4 registrations
-        db.query("ALTER TABLE autos ADD COLUMN version TEXT NOT NULL DEFAULT ''")
+        db.query(f"ALTER TABLE autos ADD COLUMN {CreateColumn(autos_table.c.version).compile(db.engine)}")
     metadata.create_all(db.executable)
     for index in autos_table.indexes:
         index.create(db.executable, checkfirst=True)

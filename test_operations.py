@@ -488,7 +488,8 @@ def test_backup_of_postgresql_names_pg_dump_without_connecting(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-FIRST_SCHEMA = """
+SCHEMAS = {  # what each version of the program began with, and what the next one added, with rows
+    1: """
 CREATE TABLE schema_version (version INTEGER NOT NULL) STRICT;
 CREATE TABLE users (
     username TEXT COLLATE "BINARY" NOT NULL, password TEXT COLLATE "BINARY" NOT NULL,
@@ -501,42 +502,99 @@ CREATE TABLE autos (
     CONSTRAINT distance_range CHECK (distance BETWEEN 0 AND 9007199254740991)
 ) WITHOUT ROWID, STRICT;
 INSERT INTO schema_version VALUES (1);
-INSERT INTO autos VALUES ('BMW', 280, 400, 'Auto Motors', 'Germany')"""
-POSTGRES_WORDS = {'"BINARY"': '"C"', " WITHOUT ROWID, STRICT": "", " STRICT": "", " INTEGER ": " BIGINT "}
+INSERT INTO autos VALUES ('BMW', 280, 400, 'Auto Motors', 'Germany')""",
+    2: """
+ALTER TABLE autos ADD COLUMN version TEXT COLLATE "BINARY" DEFAULT '' NOT NULL;
+CREATE INDEX autos_max_speed ON autos (max_speed, mark);
+CREATE INDEX autos_max_speed_down ON autos (max_speed DESC, mark);
+CREATE INDEX autos_distance ON autos (distance, mark);
+CREATE INDEX autos_distance_down ON autos (distance DESC, mark);
+CREATE INDEX autos_handler ON autos (handler, mark);
+CREATE INDEX autos_handler_down ON autos (handler DESC, mark);
+CREATE INDEX autos_stock ON autos (stock, mark);
+CREATE INDEX autos_stock_down ON autos (stock DESC, mark);
+CREATE TABLE history (
+    id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT, at TEXT COLLATE "BINARY" NOT NULL,
+    "by" TEXT COLLATE "BINARY" NOT NULL, action TEXT COLLATE "BINARY" NOT NULL, mark TEXT COLLATE "BINARY" NOT NULL,
+    max_speed INTEGER, distance INTEGER, handler TEXT COLLATE "BINARY", stock TEXT COLLATE "BINARY",
+    CONSTRAINT max_speed_range CHECK (max_speed BETWEEN 0 AND 9007199254740991),
+    CONSTRAINT distance_range CHECK (distance BETWEEN 0 AND 9007199254740991)
+) STRICT;
+CREATE INDEX history_mark ON history (mark, id);
+INSERT INTO history (at, "by", action, mark, max_speed, distance, handler, stock)
+VALUES ('2026-01-31T12:00:00.000000Z', 'alice', 'created', 'BMW', 280, 400, 'Auto Motors', 'Germany')""",
+    3: """
+CREATE TABLE failures (
+    address TEXT COLLATE "BINARY" NOT NULL, name TEXT COLLATE "BINARY" NOT NULL, at INTEGER NOT NULL
+) STRICT;
+CREATE INDEX failures_address ON failures (address, at);
+CREATE INDEX failures_at ON failures (at);
+INSERT INTO failures VALUES ('192.0.2.1', 'a hash', 9007199254740991)""",
+    4: """
+CREATE TABLE registrations (
+    address TEXT COLLATE "BINARY" NOT NULL, name TEXT COLLATE "BINARY" NOT NULL, at INTEGER NOT NULL
+) STRICT;
+CREATE INDEX registrations_address ON registrations (address, at);
+CREATE INDEX registrations_at ON registrations (at);
+INSERT INTO registrations VALUES ('192.0.2.1', 'a hash', 9007199254740991)""",
+}
+POSTGRES_WORDS = {
+    '"BINARY"': '"C"',
+    " WITHOUT ROWID, STRICT": "",
+    " STRICT": "",
+    " INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT": " BIGSERIAL PRIMARY KEY",
+    " INTEGER": " BIGINT",
+}
 ANEW = "DROP SCHEMA public CASCADE", "CREATE SCHEMA public"
 
 
 @pytest.fixture
-def first_version(store, tmp_path, account):
-    """A database as the first version of the program left it, with an account and a car."""
-    sql = FIRST_SCHEMA
-    if store.name == "postgresql":  # there is but one: its tables come back after
-        sql = re.sub("|".join(POSTGRES_WORDS), lambda word: POSTGRES_WORDS[word[0]], sql)
-        store.execute(*ANEW)
-    database = store if store.name == "postgresql" else sqlite_store(tmp_path)
-    database.execute(*sql.split(";\n"))
-    database.insert("users", account.row)
-    yield database
+def older_versions(store, tmp_path, account):
+    """Give a function that makes a database as a version of the program left it, with an account and a car."""
+
+    def make(version):
+        sql = ";\n".join(SCHEMAS[number] for number in range(1, version + 1))
+        if store.name == "postgresql":  # there is but one: its tables come back after
+            sql = re.sub("|".join(POSTGRES_WORDS), lambda word: POSTGRES_WORDS[word[0]], sql)
+            store.execute(*ANEW)
+        database = store if store.name == "postgresql" else sqlite_store(tmp_path)
+        database.execute(*sql.split(";\n"), f"UPDATE schema_version SET version = {version}")
+        database.insert("users", account.row)
+        return database
+
+    yield make
     if store.name == "postgresql":
         store.execute(*ANEW)
         with open_app(store):
             pass
 
 
-def test_older_schema_is_brought_up(first_version, account):
-    with open_app(first_version):
+def test_every_version_of_the_schema_is_tried():
+    assert [*SCHEMAS] == [*range(1, dealer.SCHEMA_VERSION + 1)]
+
+
+@pytest.mark.parametrize("version", SCHEMAS)
+def test_older_schema_is_brought_up(older_versions, account, version):
+    older = older_versions(version)
+    before = older.contents()
+    with open_app(older):
         pass  # the second start finds it new
-    with open_app(first_version) as app:
+    with open_app(older) as app:
         client = TestApp(app)
         client.authorization = ("Bearer", account.token)
         answer = client.get("/auto/BMW")
         etag = {"If-Match": answer.headers["ETag"]}
+        after = older.contents()
 
         assert_json(answer, 200, {"mark": "BMW", **CAR})
+        assert {name: after[name] for name in before.keys() - {"autos", "users"}} == {
+            name: rows for name, rows in before.items() if name not in ("autos", "users")
+        }
         client.put_json("/auto/BMW", OTHER_CAR, headers=etag, status=202)
         client.put_json("/auto/BMW", CAR, headers=etag, status=412)
         client.post_json("/auth", CREDENTIALS, status=200)
-        assert [entry["action"] for entry in client.get("/history/BMW").json] == ["updated"]
+        history = [entry["action"] for entry in client.get("/history/BMW").json]
+        assert history == ["updated", "created"] if version > 1 else ["updated"]
 
 
 def definitions(store):
@@ -551,11 +609,45 @@ def definitions(store):
     }
 
 
-def test_older_schema_becomes_that_of_a_new_database(first_version, store):
-    if store.name == "postgresql":
-        pytest.skip("there is no second database")
-    with open_app(first_version), open_app(store):
-        assert definitions(first_version) == definitions(store)
+@pytest.mark.parametrize("version", SCHEMAS)
+def test_older_schema_becomes_that_of_a_new_database(older_versions, store, version):
+    with open_app(store):
+        new = definitions(store)
+    older = older_versions(version)
+    with open_app(older):
+        assert definitions(older) == new
+
+
+@pytest.mark.parametrize(
+    ("gone", "back", "lacking"),
+    [
+        (
+            "ALTER TABLE autos RENAME COLUMN handler TO maker",
+            "ALTER TABLE autos RENAME COLUMN maker TO handler",
+            "autos.handler",
+        ),
+        ("ALTER TABLE history RENAME TO past", "ALTER TABLE past RENAME TO history", "history.id"),
+    ],
+    ids=["column", "table"],
+)
+def test_tables_without_what_is_needed_are_refused_by_name(database, app, gone, back, lacking):
+    database.execute(gone)
+    try:
+        child = run(DATABASE_URL=database.url, JWT_SECRET=SECRET, PORT="0")
+    finally:
+        database.execute(back)
+
+    assert_refusal(child, 2, "DATABASE_URL")
+    assert f"lacks the column {lacking}" in child.stderr
+
+
+@pytest.mark.parametrize("mine", ["CREATE TABLE users (id INT)", "CREATE TABLE schema_version (version INT)"])
+def test_tables_of_another_program_are_refused(tmp_path, mine):
+    store = sqlite_store(tmp_path)
+    store.execute(mine)
+
+    assert_refusal(run(DATABASE_URL=store.url, PORT="0"), 2, "DATABASE_URL: holds tables of another program")
+    assert store.tables() <= {"users"}
 
 
 def test_newer_schema_is_refused(database, app):
