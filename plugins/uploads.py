@@ -94,8 +94,8 @@ class Upload:
         upload = cls("item")
         if body.count(b"{") <= cls.most:  # else there are too many, or one is wrong
             with suppress(ValueError, msgspec.DecodeError):
-                records = array_decoder(cls.record).decode(body)
-                return upload.add_all(dict(enumerate(map(structs.asdict, records), 1)))
+                records = msgspec.json.decode(body, type=array(cls.record))
+                return upload.add_all(range(1, len(records) + 1), records)
         return upload.add_each(json_items(body))
 
     @classmethod
@@ -104,18 +104,19 @@ class Upload:
         upload = cls("line")
         lines = dict(islice(csv_lines(body, cls.record), cls.most + 1))
         if len(lines) <= cls.most:
-            with suppress(ValueError, TypeError):  # the latter where a line has no values
-                for name in integers(cls.record):
-                    replace(lines.values(), name, whole_number)
-                return upload.add_all(lines)
-        return upload.add_each((place, with_numbers(values, cls.record)) for place, values in lines.items())
+            with suppress(ValueError, msgspec.DecodeError):
+                return upload.add_all(lines, msgspec.convert([*lines.values()], array(cls.record)))
+        return upload.add_each(lines.items())
 
-    def add_all(self, rows):
-        """Add all rows at once, given by place; raises `ValueError` where one is not right."""
+    def add_all(self, places, records):
+        """Add all records at once; raises `ValueError` where a text is not right, or a key is there twice."""
+        rows = [*map(structs.asdict, records)]
         for name, clean in cleaners(self.record).items():
-            replace(rows.values(), name, clean)
-        self.right = {row[self.key]: row for row in rows.values()}
-        self.places = dict(zip(self.right, rows, strict=True))  # where a key is there twice, they are not as many
+            cleaned = {text: clean(text) for text in {row[name] for row in rows}}  # each once
+            for row in rows:
+                row[name] = cleaned[row[name]]
+        right = {row[self.key]: row for row in rows}
+        self.right, self.places = right, dict(zip(right, places, strict=True))
         return self
 
     def add_each(self, rows):
@@ -150,17 +151,10 @@ class Upload:
 
 
 @cache
-def array_decoder(record):
-    """Give the decoder of a JSON array of records whose types are right, though not yet their texts."""
-    names = [(name, field.type) for name, field in fields(record).items()]
-    return msgspec.json.Decoder(list[msgspec.defstruct(record.__name__, names, forbid_unknown_fields=True, gc=False)])
-
-
-def replace(rows, name, function):
-    """Replace a value of all rows by what a function makes of it, which sees each once: many are often the same."""
-    made = {value: function(value) for value in {row[name] for row in rows}}
-    for row in rows:
-        row[name] = made[row[name]]
+def array(record):
+    """Give the type of an array of records whose types are right, though not yet their texts."""
+    types = [(name, field.type) for name, field in fields(record).items()]
+    return list[msgspec.defstruct(record.__name__, types, forbid_unknown_fields=True, gc=False)]
 
 
 def json_items(body):
@@ -188,7 +182,7 @@ def json_items(body):
 
 
 def csv_lines(body, record):
-    """Give the number and the cells of each line of CSV by field, a `ValueError` for one without; skips empty lines."""
+    """Give the number and the values of each line of CSV, a `ValueError` for one without; empty lines are skipped."""
     header, _, _ = body.partition(b"\n")
     delimiter = ";" if header.count(b";") > header.count(b",") else ","
     length = 0
@@ -202,6 +196,7 @@ def csv_lines(body, record):
             yield line
 
     reader = csv.reader(short_lines(), delimiter=delimiter, strict=True)
+    numbers, integer_in = integers(record), cache(integer_or_text)
     number = 1
     try:
         columns = next(reader, [])
@@ -210,7 +205,10 @@ def csv_lines(body, record):
         number = reader.line_num + 1
         for cells in reader:
             if len(cells) == len(columns):
-                yield number, dict(zip(columns, cells, strict=True))
+                values = dict(zip(columns, cells, strict=True))
+                for name in numbers:
+                    values[name] = integer_in(values[name])
+                yield number, values
             elif cells:
                 yield number, ValueError(f"must have {len(columns)} columns")
             number, length = reader.line_num + 1, 0
@@ -218,10 +216,8 @@ def csv_lines(body, record):
         yield number, ValueError("must be CSV as RFC 4180 has it")
 
 
-def with_numbers(values, record):
-    """Give the cells of a line with integers in place of numbers, and what is no number as it is."""
-    if isinstance(values, dict):
-        for name in integers(record):
-            with suppress(ValueError, TypeError):
-                values[name] = whole_number(values[name])
-    return values
+def integer_or_text(cell):
+    """Give the integer that a cell means, or its text, which is then refused as it would be in JSON."""
+    with suppress(ValueError):
+        return whole_number(cell)
+    return cell
