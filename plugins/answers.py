@@ -98,12 +98,13 @@ class AnswersPlugin:
         return wrapper
 
     def error_page(self, error):
-        """Give the body of an `HTTPError`: ``{"Error": "<one sentence>"}``, and ``errors`` where it has more."""
+        """Give the body of an `HTTPError`: ``{"Error": "<one sentence>"}``, and ``Errors`` where it has several."""
         response.content_type = JSON
         if error.status_code == 405:
             response.set_header("Allow", with_head(error.get_header("Allow")))
-        errors = getattr(error, "errors", ())
-        return encode({"Error": sentence(error), **({"Errors": errors} if len(errors) > 1 else {})})
+        told = sentence(error)
+        errors = told if isinstance(told, list) else [told]
+        return encode({"Error": errors[0], **({"Errors": errors} if len(errors) > 1 else {})})
 
 
 def refuse_unreadable():

@@ -53,17 +53,8 @@ MAX_INTEGER = 2**53 - 1  # what every JSON client can hold (RFC 8259, section 6)
 Number = Annotated[int, Meta(ge=0, le=MAX_INTEGER)]
 
 
-def refuse_constant(name):
-    """Refuse NaN and Infinity, which Python's decoder takes and JSON does not know."""
-    raise ValueError(name)
-
-
-def any_integer(digits):
-    """Give an integer of any length; Python refuses to read a very long one, and it is too large in any case."""
-    return int(digits[:32])
-
-
-decoder = json.JSONDecoder(parse_constant=refuse_constant, parse_int=any_integer)
+# Of a very long integer, which Python refuses to read, a part is too large as well; NaN and Infinity `int` refuses.
+decoder = json.JSONDecoder(parse_int=lambda digits: int(digits[:32]), parse_constant=int)
 
 
 def Text(length, refuse=(), stripped=False):
@@ -215,15 +206,10 @@ def cleaners(record):
     return found
 
 
-def tidy(record, name, text):
-    """Give a text as the field `name` of a record keeps it; raises `ValueError` with what is wrong."""
-    return cleaners(record)[name](text)
-
-
 def tidy_named(record, name, text):
-    """Do as `tidy`; the error names the field."""
+    """Give a text as the field `name` of a record keeps it; raises `ValueError` with the field and what is wrong."""
     try:
-        return tidy(record, name, text)
+        return cleaners(record)[name](text)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
 

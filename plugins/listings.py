@@ -26,7 +26,7 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import GenericFunction
 
 from plugins.answers import JSON
-from plugins.bodies import fields, integers, shown, tidy, visible, whole_number
+from plugins.bodies import cleaners, fields, integers, shown, visible, whole_number
 from plugins.openapi import query_parameter
 from plugins.uploads import CSV_TYPE
 
@@ -215,7 +215,7 @@ class Listing:
     def read_value(self, name, text, part=False):
         """Give what a text means for a field: a number, or text in NFC; a `part` of a text may be blank."""
         if self.is_text(name):
-            return visible(text, 255) if part else tidy(self.record, name, text)
+            return visible(text, 255) if part else cleaners(self.record)[name](text)
         try:
             return whole_number(text)
         except ValueError as error:

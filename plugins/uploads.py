@@ -27,6 +27,7 @@ from bottle import HTTPError
 from msgspec import structs
 
 from plugins.bodies import (
+    DIGITS,
     JSON_TYPE,
     LIMIT,
     cleaners,
@@ -36,22 +37,12 @@ from plugins.bodies import (
     fields,
     integers,
     read_body,
-    tidy,
-    whole_number,
 )
 
 CSV_TYPE = "text/csv"
 NEITHER = "Content-Type must be application/json or text/csv"
 COMMA = re.compile(r"\s*,\s*", re.ASCII)
 MAX_ERRORS = 100  # that one answer lists
-
-
-class UploadErrors(HTTPError):
-    """What is wrong with an upload: a sentence for each line or item, in their order."""
-
-    def __init__(self, errors):
-        super().__init__(400, errors[0])
-        self.errors = errors
 
 
 class Upload:
@@ -136,17 +127,17 @@ class Upload:
             raise values
         if isinstance(values, dict) and isinstance(values.get(self.key), str):
             with suppress(ValueError):
-                first = self.places.setdefault(tidy(self.record, self.key, values[self.key]), place)
+                first = self.places.setdefault(cleaners(self.record)[self.key](values[self.key]), place)
         row = structs.asdict(convert(values, self.record))
         if first != place:
             raise ValueError(f"{self.key}: is in {self.unit} {first} too")
         self.right[row[self.key]] = row
 
     def rows(self, known=(), reason=""):
-        """Give all rows by key; raises `UploadErrors` where one is wrong, or has a `known` key, which is a `reason`."""
+        """Give all rows by key; raises the 400 where one is wrong, or has a `known` key, which is a `reason`."""
         errors = {self.places[key]: f"{self.key}: {reason}" for key in known} | self.errors
         if errors:
-            raise UploadErrors([f"{self.unit} {place}: {errors[place]}" for place in sorted(errors)[:MAX_ERRORS]])
+            raise HTTPError(400, [f"{self.unit} {place}: {errors[place]}" for place in sorted(errors)[:MAX_ERRORS]])
         return self.right
 
 
@@ -185,7 +176,7 @@ def csv_lines(body, record):
     """Give the number and the values of each line of CSV, a `ValueError` for one without; empty lines are skipped."""
     header, _, _ = body.partition(b"\n")
     delimiter = ";" if header.count(b";") > header.count(b",") else ","
-    length = 0
+    numbers, length = integers(record), 0
 
     def short_lines():
         nonlocal length
@@ -196,7 +187,7 @@ def csv_lines(body, record):
             yield line
 
     reader = csv.reader(short_lines(), delimiter=delimiter, strict=True)
-    numbers, integer_in = integers(record), cache(integer_or_text)
+    read = cache(lambda cell: int(cell) if DIGITS.fullmatch(cell) else cell)  # to be refused, as a text in JSON is
     number = 1
     try:
         columns = next(reader, [])
@@ -207,17 +198,10 @@ def csv_lines(body, record):
             if len(cells) == len(columns):
                 values = dict(zip(columns, cells, strict=True))
                 for name in numbers:
-                    values[name] = integer_in(values[name])
+                    values[name] = read(values[name])
                 yield number, values
             elif cells:
                 yield number, ValueError(f"must have {len(columns)} columns")
             number, length = reader.line_num + 1, 0
     except csv.Error:
         yield number, ValueError("must be CSV as RFC 4180 has it")
-
-
-def integer_or_text(cell):
-    """Give the integer that a cell means, or its text, which is then refused as it would be in JSON."""
-    with suppress(ValueError):
-        return whole_number(cell)
-    return cell
