@@ -641,6 +641,36 @@ def test_tables_without_what_is_needed_are_refused_by_name(database, app, gone, 
     assert f"lacks the column {lacking}" in child.stderr
 
 
+def git(folder, *arguments):
+    """Run git in a folder; gives what became of it."""
+    identity = ("-c", "user.name=x", "-c", "user.email=x@example.org")
+    return subprocess.run(["git", "-C", folder, *identity, *arguments], capture_output=True, text=True)
+
+
+@pytest.mark.skipif(not (HERE / ".git").exists(), reason="this is no clone")
+def test_used_clone_is_upgraded_as_readme_says(tmp_path):
+    upstream, clone = tmp_path / "upstream", tmp_path / "clone"
+    git(HERE, "clone", "-q", HERE, upstream)
+    git(upstream, "checkout", "-q", "-B", "main")
+    git(upstream, "clone", "-q", upstream, clone)
+    env = environment(PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    shell = {"cwd": clone, "env": env, "input": "sesame\n", "capture_output": True, "text": True}
+    assert subprocess.run([sys.executable, "dealer.py", "adduser", "alice"], **shell).returncode == 0
+    with closing(sqlite3.connect(upstream / "data.db")) as newer:
+        newer.execute("PRAGMA user_version = 1")
+    git(upstream, "commit", "-qam", "Change the database")
+    assert "data.db" in git(clone, "pull").stderr
+
+    section = (HERE / "README.md").read_text().partition("**Upgrading.**")[2]
+    upgrade = section.partition("```sh\n")[2].partition("```")[0]
+    done = subprocess.run(["bash", "-c", upgrade], **shell)
+
+    assert (done.returncode, git(clone, "status", "--porcelain").stdout) == (0, " M data.db\n"), done.stderr
+    assert git(clone, "rev-parse", "HEAD").stdout == git(upstream, "rev-parse", "HEAD").stdout
+    again = subprocess.run([sys.executable, "dealer.py", "adduser", "alice"], **shell)
+    assert_refusal(again, 1, "User already exists")
+
+
 @pytest.mark.parametrize("mine", ["CREATE TABLE users (id INT)", "CREATE TABLE schema_version (version INT)"])
 def test_tables_of_another_program_are_refused(tmp_path, mine):
     store = sqlite_store(tmp_path)
