@@ -15,7 +15,6 @@ import sys
 from contextlib import closing, suppress
 from datetime import UTC, datetime
 from functools import partial
-from itertools import chain, islice
 from pathlib import Path
 from typing import Literal
 from urllib.parse import quote, urlencode, urlsplit
@@ -23,23 +22,8 @@ from urllib.parse import quote, urlencode, urlsplit
 import argon2
 import msgspec
 from bottle import Bottle, HTTPError, HTTPResponse, request, response, static_file
-from msgspec import structs, to_builtins
-from sqlalchemy import (
-    CheckConstraint,
-    Index,
-    MetaData,
-    Table,
-    bindparam,
-    cast,
-    exc,
-    exists,
-    func,
-    inspect,
-    literal_column,
-    or_,
-    select,
-)
-from sqlalchemy import Text as TextColumn
+from msgspec import to_builtins
+from sqlalchemy import CheckConstraint, Index, MetaData, Table, exc
 from sqlalchemy.engine import make_url
 from sqlalchemy.schema import CreateColumn
 
@@ -59,7 +43,7 @@ from plugins.bodies import (
     some_of,
 )
 from plugins.cors import CorsPlugin
-from plugins.entity_tags import entity_tag, is_known, wanted_versions
+from plugins.entity_tags import entity_tag, is_known, wanted_version
 from plugins.guesses import NAME_LIMIT, Guesses, TooManyAttempts, guesses_table
 from plugins.identity import IdentityPlugin
 from plugins.listings import (
@@ -67,7 +51,6 @@ from plugins.listings import (
     Limit,
     Listing,
     csv_parts,
-    folded,
     json_array,
     json_parts,
     link_next,
@@ -187,6 +170,7 @@ class Car(Record):
     stock: Text(255)
 
 
+VALUES = tuple(name for name in fields(Car) if name != "mark")
 Changes = some_of("Changes", Car, key="mark")
 
 
@@ -233,18 +217,18 @@ SCHEMA_VERSION = 4
 metadata = MetaData()
 
 
-def columns_of(record, key=None, nullable=False):
-    """Give a column for each field of a record, and the checks that hold in the database what the record holds."""
-    for name in fields(record):
-        number = name in integers(record)
-        yield column(name, int if number else str, primary_key=name == key, nullable=nullable and name != "mark")
+def columns_of(names, **options):
+    """Give a column for each of some fields of a car, and the checks that hold in the database what `Car` holds."""
+    for name in names:
+        number = name in integers(Car)
+        yield column(name, int if number else str, **options)
         if number:
             yield CheckConstraint(f"{name} BETWEEN 0 AND {MAX_INTEGER}", name=f"{name}_range")
 
 
-versions_table = Table("schema_version", metadata, column("version", int), sqlite_strict=True)
+Table("schema_version", metadata, column("version", int), sqlite_strict=True)
 
-users_table = Table(
+Table(
     "users",
     metadata,
     column("username", str, primary_key=True),
@@ -256,40 +240,41 @@ users_table = Table(
 autos_table = Table(
     "autos",
     metadata,
-    *columns_of(Car, key="mark"),
+    *columns_of(["mark"], primary_key=True),
+    *columns_of(VALUES),
     column("version", str, server_default=""),  # random, and another one after every change
     sqlite_strict=True,
     sqlite_with_rowid=False,
+    info={"journal": "history"},
 )
-for name in fields(Car):
-    if name != "mark":  # both directions, since ties are settled by mark, which goes up in either
-        Index(f"autos_{name}", autos_table.c[name], autos_table.c.mark)
-        Index(f"autos_{name}_down", autos_table.c[name].desc(), autos_table.c.mark)
+for name in VALUES:  # both directions, since ties are settled by mark, which goes up in either
+    Index(f"autos_{name}", autos_table.c[name], autos_table.c.mark)
+    Index(f"autos_{name}_down", autos_table.c[name].desc(), autos_table.c.mark)
 
-HISTORY_FIELDS = ("at", "by", "action", *fields(Car))
-
-history_table = Table(
+Table(
     "history",
     metadata,
     column("id", int, primary_key=True),
     column("at", str),
     column("by", str),
     column("action", str),
-    *columns_of(Car, nullable=True),
+    *columns_of(["mark"]),
+    *columns_of(VALUES, nullable=True),
     Index("history_mark", "mark", "id"),
     sqlite_strict=True,
     sqlite_autoincrement=True,
 )
 
-failures_table = guesses_table("failures", metadata)
-registrations_table = guesses_table("registrations", metadata)
+guesses_table("failures", metadata)
+guesses_table("registrations", metadata)
 
 
 def open_schema(db):
     """Create the tables that are missing and bring older ones up; raises `SettingError` where that cannot be done."""
     with db.writing():
+        db.line_up()
         known = set(db.tables)
-        versions = db.prepare(select(versions_table))() if versions_table.name in known else []
+        versions = db["schema_version"].find() if "schema_version" in known else ()
         version = max((row["version"] for row in versions), default=0)
         if version > SCHEMA_VERSION:
             raise SettingError(f"DATABASE_URL: has schema version {version}, this program knows {SCHEMA_VERSION}")
@@ -297,10 +282,11 @@ def open_schema(db):
             raise SettingError("DATABASE_URL: holds tables of another program")
         if version < SCHEMA_VERSION:
             bring_up(db, version)
-        there = inspect(db.executable).get_multi_columns()
-        for column in chain(*(table.columns for table in metadata.tables.values())):
-            if column.name not in [each["name"] for each in there.get((None, column.table.name), ())]:
-                raise SettingError(f"DATABASE_URL: lacks the column {column}, which this program needs")
+        there = db.inspect.get_multi_columns()
+        for table in metadata.sorted_tables:
+            for column in table.columns:
+                if column.name not in [each["name"] for each in there.get((None, table.name), ())]:
+                    raise SettingError(f"DATABASE_URL: lacks the column {column}, which this program needs")
 
 
 def bring_up(db, version):
@@ -310,8 +296,8 @@ def bring_up(db, version):
     metadata.create_all(db.executable)
     for index in autos_table.indexes:
         index.create(db.executable, checkfirst=True)
-    db.query(versions_table.delete())
-    db.query(versions_table.insert(), version=SCHEMA_VERSION)
+    db["schema_version"].delete()
+    db["schema_version"].insert({"version": SCHEMA_VERSION})
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -329,21 +315,11 @@ class Users:
     def __init__(self, db, registration="open"):
         self.db = db
         self.registration = registration
-        self.guesses = Guesses(db, failures_table, NAME_LIMIT)
-        self.registrations = Guesses(db, registrations_table)
+        self.accounts = db["users"]
+        self.guesses = Guesses(db["failures"], NAME_LIMIT)
+        self.registrations = Guesses(db["registrations"])
         self.hasher = argon2.PasswordHasher(time_cost=2, memory_cost=19456, parallelism=1)  # OWASP's first choice
         self.decoy = self.hasher.hash(secrets.token_hex())
-        column = users_table.c
-        named = column.username == bindparam("name")
-        hashed = named, column.password == bindparam("old")
-        self.insert = db.insert_new(users_table)
-        self.select = db.prepare(select(users_table).where(named))
-        self.alive = db.prepare(select(column.session).where(named, column.session == bindparam("session_")))
-        self.rehash = db.prepare(users_table.update().where(*hashed).values(password=bindparam("new")))
-        change = users_table.update().where(*hashed).values(password=bindparam("new"), session=bindparam("session_"))
-        self.change = db.prepare(change.returning(column.username))
-        self.end = db.prepare(users_table.update().where(named).values(session=bindparam("session_")))
-        self.remove = db.prepare(users_table.delete().where(*hashed).returning(column.username))
 
     def register(self, username, password, address):
         """Create an account where everybody may, counted as a registration; gives whether the name was free.
@@ -354,14 +330,15 @@ class Users:
             raise RegistrationClosed
         with self.db.reading():
             self.registrations.check(username, address)
-            taken = self.select(name=username)
+            taken = self.accounts.find_one(username=username)
         created = not taken and self.create(username, password)
         self.registrations.record(username, address)
         return created
 
     def create(self, username, password):
         """Create an account; gives whether the name was free."""
-        return bool(self.insert(username=username, password=self.hasher.hash(password), session=new_session()))
+        account = {"username": username, "password": self.hasher.hash(password), "session": new_session()}
+        return bool(self.accounts.insert_ignore(account, ["username"]))
 
     def log_in(self, username, password, address):
         """Give the session of an account, or None where the name or the password is wrong, in the same time.
@@ -370,14 +347,14 @@ class Users:
         """
         user = self.verify(username, password, address)
         if user and self.hasher.check_needs_rehash(user["password"]):
-            self.rehash(name=username, old=user["password"], new=self.hasher.hash(password))
+            self.change(user, password=self.hasher.hash(password))
         return user and user["session"]
 
     def verify(self, username, password, address):
         """Give an account as a dictionary, or None, counted as a failed login; raises `TooManyAttempts`."""
         with self.db.reading():
             self.guesses.check(username, address)
-            user = next(iter(self.select(name=username)), None)
+            user = self.accounts.find_one(username=username)
         if self.matches(user, password):
             with self.db.reading():
                 self.guesses.check(username, address)
@@ -396,24 +373,28 @@ class Users:
     def change_password(self, username, password, new_password, address):
         """Give a password in place of another and end every token; gives whether the old one was right."""
         user = self.verify(username, password, address)
-        if not user:
-            return False
-        hashed = self.hasher.hash(new_password)
-        return bool(self.change(name=username, old=user["password"], new=hashed, session_=new_session()))
+        return bool(user) and self.change(user, password=self.hasher.hash(new_password), session=new_session())
+
+    def change(self, user, **values):
+        """Change an account, and tell whether that was done: not if somebody else has changed it meanwhile."""
+        row = {"username": user["username"], **values}
+        return bool(self.accounts.update(row, ["username"], password=user["password"], session=user["session"]))
 
     def log_out(self, username):
         """End every token of an account."""
-        self.end(name=username, session_=new_session())
+        self.accounts.update({"username": username, "session": new_session()}, ["username"])
 
     def delete(self, username, password, address):
         """Remove an account, and with it every token; gives whether the password was right."""
         user = self.verify(username, password, address)
-        return bool(user and self.remove(name=username, old=user["password"]))
+        return bool(user) and self.accounts.delete(**user)
 
-    def confirm(self, claims):
-        """Tell whether the account and the session that a token names still exist."""
-        with self.db.reading():
-            return bool(self.alive(name=claims["sub"], session_=claims.get("session")))
+    def confirm(self, claims, judge):
+        """Have ``judge(account)`` look at the account of a token, None where it or its session has ended.
+
+        That is done in the transaction that serves the request, before all else.
+        """
+        self.db.expect(judge, "users", username=claims["sub"], session=claims["session"])
 
 
 def new_session():
@@ -422,41 +403,35 @@ def new_session():
 
 
 class History:
-    """Who did what to which car, in the order in which it happened: writers come one after the other."""
+    """Who did what to which car, in the order in which it happened."""
 
     def __init__(self, db):
-        self.db = db
-        seen = (exists().where(table.c.mark == bindparam("mark")) for table in (history_table, autos_table))
-        self.known = db.prepare(select(or_(*seen).label("known")))
-        self.insert = db.prepare(history_table.insert().values({name: bindparam(name) for name in HISTORY_FIELDS}))
-
-    def record(self, action, by, cars):
-        """Add an entry for each of `cars`, which are dictionaries with their mark and the values they now have."""
-        at = datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
-        blank = dict.fromkeys(HISTORY_FIELDS) | {"at": at, "by": by, "action": action}
-        self.insert.many({**blank, **car} for car in cars)
+        self.entries = db["history"]
+        self.cars = db["autos"]
 
     def page(self, limit, mark=None, before=None, after=None):
         """Give up to `limit` entries: the newest first, or the oldest first of those `after` an id.
 
         `mark` keeps to one car, and raises `UnknownAuto` for one that never was.
         """
-        column = history_table.c
-        statement = select(history_table).order_by(column.id if after is not None else column.id.desc()).limit(limit)
-        if mark is not None:
-            if not self.known(mark=mark)[0]["known"]:
-                raise UnknownAuto(mark)
-            statement = statement.where(column.mark == mark)
-        if before is not None:
-            statement = statement.where(column.id < before)
-        if after is not None:
-            statement = statement.where(column.id > after)
-        return [self.entry(row) for row in self.db.query(statement)]
+        of_mark = {} if mark is None else {"mark": mark}
+        if of_mark and not (self.entries.find_one(mark=mark) or self.cars.find_one(mark=mark)):
+            raise UnknownAuto(mark)
+        ids = {operator: id for operator, id in (("<", before), (">", after)) if id is not None}
+        order = "-id" if after is None else "id"
+        return [entry(row) for row in self.entries.find(id=ids, order_by=order, _limit=limit, **of_mark)]
 
-    def entry(self, row):
-        """Give an entry as clients see it."""
-        auto = Values(**{name: row.pop(name) for name in fields(Values)})
-        return Entry(**row, auto=None if row["action"] == "deleted" else auto)
+
+def act(action, by):
+    """Give what the history says of a change besides the car."""
+    at = datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+    return {"at": at, "by": by, "action": action}
+
+
+def entry(row):
+    """Give an entry of the history as clients see it."""
+    auto = Values(**{name: row.pop(name) for name in VALUES})
+    return Entry(**row, auto=None if row["action"] == "deleted" else auto)
 
 
 class UnknownAuto(LookupError):
@@ -471,121 +446,82 @@ class AutoChanged(ValueError):
     """The car is no longer the one that was read."""
 
 
+ANY = {}  # a filter that holds for any version
+
+
 class Autos:
     """The cars. One statement decides and writes, so that of several at once exactly one succeeds.
 
-    Whoever changes something is named `by`, for the history. `versions` are those of which the car must still be one,
-    or None where any will do.
+    Whoever changes something is named `by`, for the history. `version` is what the car's must be, as a filter.
     """
 
-    def __init__(self, db, history):
+    def __init__(self, db):
         self.db = db
-        self.history = history
-        column = autos_table.c
-        same = column.mark == bindparam("same")
-        kept = {name: func.coalesce(bindparam(f"new_{name}"), column[name]) for name in fields(Car) if name != "mark"}
-        change = autos_table.update().where(same).values(version=bindparam("new_version"), **kept)
-        self.some = db.prepare(select(column.mark).limit(1))
-        self.select = db.prepare(select(autos_table).where(same))
-        self.insert = db.insert_new(autos_table)
-        self.upsert = db.upsert(autos_table)
-        self.change = db.prepare(change.returning(*(column[name] for name in fields(Car))))
-        self.remove = db.prepare(autos_table.delete().where(same).returning(column.mark))
-        plain = Listing("", Car, autos_table)
-        self.count_all = db.prepare(plain.count())
-        self.all_text = db.prepare(self.gather(plain))
+        self.cars = db["autos"]
+        self.history = db["history"]
 
     def any(self):
         """Tell whether there is a car at all."""
-        return bool(self.some())
+        return self.cars.find_one() is not None
 
     def find(self, mark):
         """Give a car, with its version, as a dictionary; raises `UnknownAuto`."""
-        for car in self.select(same=mark):
-            return car
-        raise UnknownAuto(mark)
+        car = self.cars.find_one(mark=mark)
+        if car is None:
+            raise UnknownAuto(mark)
+        return car
 
     def create(self, car, by):
         """Add a car; raises `AutoExists`."""
-        values = structs.asdict(car)
-        if not self.insert(**values, version=new_version()):
-            raise AutoExists(car.mark)
-        self.history.record("created", by, [values])
+        row = {**car, "version": new_version()}
+        if not self.cars.insert_ignore(row, ["mark"], _entry=act("created", by)):
+            raise AutoExists(car["mark"])
 
-    def update(self, mark, values, by, versions=None):
+    def update(self, mark, values, by, version=ANY):
         """Change some or all values of a car; raises `UnknownAuto` or `AutoChanged`."""
-        self.compare(mark, versions)
-        wanted = {f"new_{name}": values.get(name) for name in fields(Car) if name != "mark"}
-        cars = self.change(same=mark, new_version=new_version(), **wanted)
-        if not cars:
-            raise UnknownAuto(mark)
-        self.history.record("updated", by, cars)
+        row = {"mark": mark, **values, "version": new_version()}
+        if not self.cars.update(row, ["mark"], _entry=act("updated", by), version=version):
+            self.refuse(mark)
 
-    def delete(self, mark, by, versions=None):
+    def delete(self, mark, by, version=ANY):
         """Remove a car; raises `UnknownAuto` or `AutoChanged`."""
-        self.compare(mark, versions)
-        cars = self.remove(same=mark)
-        if not cars:
-            raise UnknownAuto(mark)
-        self.history.record("deleted", by, cars)
+        if not self.cars.delete(mark=mark, _entry=act("deleted", by), version=version):
+            self.refuse(mark)
 
-    def compare(self, mark, versions):
-        """Raise `AutoChanged` for a car of another version; no other writer comes between this and the change."""
-        if versions is not None and self.find(mark)["version"] not in versions:
-            raise AutoChanged(mark)
+    def refuse(self, mark):
+        """Raise what kept a car from being changed."""
+        self.find(mark)
+        raise AutoChanged(mark)
 
     def known(self, marks):
-        """Give those of `marks` that there are cars with, as a set."""
-        marks, known = iter(marks), set()
-        statement = select(autos_table.c.mark).where(autos_table.c.mark.in_(bindparam("some", expanding=True)))
-        while some := list(islice(marks, 500)):
-            known.update(row["mark"] for row in self.db.query(statement, some=some))
-        return known
+        """Give those of `marks` that there are cars with, as a set, which stays true in this transaction."""
+        self.cars.lock()
+        return {car["mark"] for car in self.cars.find(mark=list(marks), _columns=["mark"])}
 
     def put_all(self, cars, by):
         """Add or change many cars, given by mark as dictionaries; gives how many were added, and how many changed."""
         known = self.known(cars)
-        self.upsert.many({**car, "version": new_version()} for car in cars.values())
-        self.history.record("created", by, (car for mark, car in cars.items() if mark not in known))
-        self.history.record("updated", by, (car for mark, car in cars.items() if mark in known))
+        version, created, updated = new_version(), act("created", by), act("updated", by)
+        self.cars.upsert_many([{**car, "version": version} for car in cars.values()], ["mark"])
+        self.db.line_up()
+        self.history.insert_many({**(updated if mark in known else created), **car} for mark, car in cars.items())
         return len(cars) - len(known), len(known)
 
     def count(self, listing):
         """Give how many cars match a listing."""
-        return self.count_all()[0]["count"] if listing.is_plain else self.db.executable.scalar(listing.count())
-
-    def page(self, listing):
-        """Give the cars of a page and one more, where there is one, as dictionaries."""
-        return list(self.db.query(listing.select(car_columns, listing.limit + 1)))
+        return self.cars.count(**listing.filters)
 
     def rows(self, listing):
-        """Give the values of all cars that match, as tuples, in lists, as they are asked for."""
-        return self.db.stream(listing.select(car_columns))
+        """Give all cars that match, one by one as they are asked for."""
+        return self.cars.find(**listing.find, _streamed=True)
 
-    def texts(self, listing):
-        """Give all cars that match as texts of JSON, in lists, as they are asked for: the database writes them."""
-        rows = self.db.stream(listing.select(lambda named: [cast(self.as_json(named), TextColumn)]))
-        return ([text for (text,) in some] for some in rows)
+    def page(self, listing):
+        """Give the cars of a page and one more, where there is one."""
+        return list(self.cars.find(**listing.find, _limit=listing.limit + 1))
 
     def text(self, listing):
-        """Give the cars that match, a thousand at most, as one JSON array, which takes the database one step."""
-        return self.all_text()[0]["text"] if listing.is_plain else self.db.executable.scalar(self.gather(listing))
-
-    def gather(self, listing):
-        """Give the statement for the cars that match as the text of a JSON array."""
-        cars = listing.select(car_columns, MAX_LIMIT).subquery()
-        gather = func.json_group_array if self.db.is_sqlite else func.json_agg
-        return select(func.coalesce(cast(gather(self.as_json(cars.c)), TextColumn), "[]").label("text"))
-
-    def as_json(self, named):
-        """Give SQL for a car as a JSON object."""
-        make = func.json_object if self.db.is_sqlite else func.json_build_object
-        return make(*chain(*((literal_column(f"'{column.name}'"), column) for column in car_columns(named))))
-
-
-def car_columns(named):
-    """Give the columns of a car, of those that are named."""
-    return [named[name] for name in fields(Car)]
+        """Give all cars that match as one JSON array."""
+        return self.cars.json(**listing.find)
 
 
 def new_version():
@@ -606,7 +542,7 @@ class Token(msgspec.Struct):
     expires_in: int
 
 
-Values = msgspec.defstruct("Values", [(name, field.type) for name, field in fields(Car).items() if name != "mark"])
+Values = msgspec.defstruct("Values", [(name, fields(Car)[name].type) for name in VALUES])
 
 
 class Entry(msgspec.Struct):
@@ -747,7 +683,9 @@ def find_auto(mark, autos):
 @routes.post("/auto/" + MARK, lane="writes", answers=[AUTO_CREATED, AUTO_EXISTS])
 def create_auto(mark, car: Car, identity, autos):
     """Add one car."""
-    autos.create(car, by=identity)
+    if "If-Match" in request.headers and not autos.known([mark]):
+        raise AutoChanged(mark)  # there is nothing yet to match
+    autos.create(given(car), by=identity)
     response.set_header("Location", "/auto/" + quote(mark, safe=""))
     return AUTO_CREATED
 
@@ -755,7 +693,7 @@ def create_auto(mark, car: Car, identity, autos):
 @routes.put("/auto/" + MARK, lane="writes", answers=[AUTO_UPDATED, AUTO_NOT_FOUND, AUTO_CHANGED], parameters=[IF_MATCH])
 def update_auto(mark, car: Car, identity, autos):
     """Replace the data of one car."""
-    autos.update(mark, given(car), by=identity, versions=wanted_versions())
+    autos.update(mark, given(car), by=identity, version=wanted_version())
     return AUTO_UPDATED
 
 
@@ -764,7 +702,7 @@ def update_auto(mark, car: Car, identity, autos):
 )
 def patch_auto(mark, changes: Changes, identity, autos):
     """Change some of the data of one car."""
-    autos.update(mark, given(changes), by=identity, versions=wanted_versions())
+    autos.update(mark, given(changes), by=identity, version=wanted_version())
     return AUTO_UPDATED
 
 
@@ -773,7 +711,7 @@ def patch_auto(mark, changes: Changes, identity, autos):
 )
 def delete_auto(mark, identity, autos):
     """Remove one car."""
-    autos.delete(mark, by=identity, versions=wanted_versions())
+    autos.delete(mark, by=identity, version=wanted_version())
     return AUTO_DELETED
 
 
@@ -782,7 +720,7 @@ def list_stock(autos):
     """List the stock: filtered, ordered, in pages, as JSON or CSV."""
     if not autos.any():
         raise NO_AUTOS.error()
-    listing = Listing(request.query_string, Car, autos_table, request.get_header("Accept", JSON))
+    listing = Listing(request.query_string, Car, "mark", request.get_header("Accept", JSON))
     response.headers.update({"Cache-Control": "private, no-cache", "Vary": "Accept"})
     return page_of_stock(listing, autos) if listing.limit else whole_stock(listing, autos)
 
@@ -861,7 +799,7 @@ def whole_stock(listing, autos):
         return csv_parts(fields(Car), autos.rows(listing), STOCK_FILE)
     if listing.first and total <= MAX_LIMIT:
         return json_array(autos.text(listing))
-    return json_parts(autos.texts(listing))
+    return json_parts(autos.rows(listing))
 
 
 def page_of_stock(listing, autos):
@@ -872,7 +810,7 @@ def page_of_stock(listing, autos):
     if len(cars) > listing.limit:
         link_next("/stock", listing.next_page(cars[listing.limit - 1]))
     cars = cars[: listing.limit]
-    return csv_parts(fields(Car), [map(dict.values, cars)], STOCK_FILE) if listing.as_csv else cars
+    return csv_parts(fields(Car), iter(cars), STOCK_FILE) if listing.as_csv else cars
 
 
 def client_address():
@@ -945,7 +883,7 @@ def create_app(settings=None):
         raise SettingError("JWT_SECRET: must be given with PostgreSQL")
     db = open_database(settings, connections)
     key = settings.jwt_secret or signing_key(url)
-    users, history = Users(db, settings.registration), History(db)
+    users, history, autos = Users(db, settings.registration), History(db), Autos(db)
     hidden = ("/register",) if settings.registration == "closed" else ()
     app = Bottle()
     for plugin in (
@@ -953,7 +891,7 @@ def create_app(settings=None):
         AccessPlugin(settings.trusted_proxy),
         AnswersPlugin(REFUSALS),
         MethodsPlugin(),
-        StoragePlugin(db, users=users, history=history, autos=Autos(db, history), settings=settings),
+        StoragePlugin(db, users=users, history=history, autos=autos, settings=settings),
         IdentityPlugin(key, settings.jwt_ttl, confirm=users.confirm),
         BodiesPlugin(path=Car),
         OpenAPIPlugin(ABOUT, TAGS, path=Car, common=(UNAVAILABLE, FAULT), hidden=hidden),
@@ -971,8 +909,7 @@ def open_database(settings, connections=0):
     try:
         if url.drivername.startswith("sqlite"):
             keep_private(Path(url.database))
-        lock = "SELECT pg_advisory_xact_lock(1908)"
-        db = Database(settings.database_url, connections, lock, functions={"fold": folded})
+        db = Database(settings.database_url, metadata, connections)
         open_schema(db)
         db.engine.dispose()  # a process that is forked must not share a connection
     except (exc.SQLAlchemyError, OSError, ValueError, TypeError) as error:

@@ -168,6 +168,33 @@ def test_if_match_of_unknown_mark_is_404(refused, method, header):
     assert_error(change_if(refused, method, header), 404, NOT_FOUND)
 
 
+@pytest.mark.parametrize("method", ["PUT", "PATCH", "DELETE"])
+@pytest.mark.parametrize("header", ["{}", "*", "W/{}", '"x", {}'])
+def test_if_none_match_of_the_car_is_412_at_a_change(refused, database, method, header):
+    database.insert("autos", {"mark": "BMW", **CAR, "version": "1"})
+    etag = etag_of(refused)
+
+    answer = send(refused, method, "/auto/BMW", json.dumps(OTHER_CAR), If_None_Match=header.format(etag))
+
+    database.execute("DELETE FROM autos")
+    assert_error(answer, 412, CHANGED)
+
+
+@pytest.mark.parametrize("method", ["PUT", "PATCH", "DELETE"])
+@pytest.mark.parametrize("header", ['"x"', "", *NO_TAGS])
+def test_if_none_match_of_another_car_changes_it(bmw, method, header):
+    answer = send(bmw, method, "/auto/BMW", json.dumps(OTHER_CAR), If_None_Match=header.replace("{}", etag_of(bmw)))
+
+    assert answer.status_int == 202
+
+
+@pytest.mark.parametrize("header", ['"x"', "*"])
+def test_if_match_where_there_is_nothing_to_match_is_412(refused, header):
+    answer = send(refused, "POST", "/auto/BMW", json.dumps(CAR), If_Match=header)
+
+    assert_error(answer, 412, CHANGED)
+
+
 def test_sixteen_threads_with_if_match_lose_no_change(server):
     server.request("POST", "/auto/BMW", {**CAR, "distance": 0})
     together = threading.Barrier(16)

@@ -1342,6 +1342,16 @@ def test_order_of_checks(refused, method, path, body, content_type, token, statu
     assert_error(answer, status, answer.json["Error"])
 
 
+@pytest.mark.parametrize("row", [row for name, row in ORDER.items() if name.startswith("token before")])
+def test_account_comes_before_all_else_that_is_wrong(client, database, row):
+    method, path, body, content_type, _, status = row
+    database.execute("DELETE FROM users")
+
+    answer = send(client, method, path, body, content_type)
+
+    assert_error(answer, status, "Token is invalid or expired")
+
+
 def test_values_come_before_a_known_mark(bmw):
     answer = bmw.post_json("/auto/BMW", {**CAR, "max_speed": -1}, status=400)
 

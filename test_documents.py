@@ -189,7 +189,11 @@ def test_openapi_has_the_fields_of_answers(bmw, document, operations, path):
 
 @pytest.mark.parametrize(
     ("path", "names"),
-    [("/stock", {"order_by", "format", *map("".join, FILTERS)}), ("/history", set()), ("/history/{mark}", set())],
+    [
+        ("/stock", {"search", "order_by", "format", *map("".join, FILTERS)}),
+        ("/history", set()),
+        ("/history/{mark}", set()),
+    ],
 )
 def test_openapi_has_the_parameters_that_are_taken(operations, path, names):
     parameters = {

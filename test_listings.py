@@ -100,6 +100,24 @@ def test_part_of_a_text(client, operation, text, found, not_found):
     assert matches == {part: [text] * (part in found.split("|")) for part in matches}
 
 
+FOUND = [
+    ("golf", ["VW Golf"]),
+    ("ГРУПП", ["Лада"]),
+    ("germany", ["Audi A1", "VW Golf"]),
+    ("%", []),
+    (" A", ["Audi A1"]),
+]
+
+
+@pytest.mark.parametrize(("text", "found"), FOUND)
+def test_search_finds_text_in_any_field_in_any_case(client, text, found):
+    for mark, handler, stock in (("VW Golf", "VAG", "Germany"), ("Audi A1", "VAG", "GERMANY"), ("Лада", "Групп", "RU")):
+        client.post_json(at(mark), {**CAR, "handler": handler, "stock": stock}, status=201)
+
+    assert marks_of(client, search=text) == found
+    assert marks_of(client, search=text, limit=1000, mark__not="x") == found
+
+
 @pytest.mark.parametrize(
     "query", ["stock=germany", "max_speed__gt=9007199254740991", "mark__lt=%20!", "limit=5&mark=x"]
 )
@@ -124,7 +142,7 @@ BAD_PARAMETERS = f"""
     max_speed= max_speed=fast max_speed=-1 max_speed=%2B1 max_speed=1.0 max_speed=1e2 max_speed=%201 max_speed=1_0
     max_speed=0x1 max_speed=%D9%A1 max_speed=%C2%B2 max_speed=9007199254740992 max_speed__lt={"1" * 5000}
     distance__in= distance__in=1,,2 distance__in=1,%202 distance__in={HUNDRED_AND_ONE} stock__in={HUNDRED_AND_ONE}
-    mark__contains=%00 mark__startswith=%00 mark__contains=%E2%80%AE
+    search= search=%00 search__in=x mark__contains=%00 mark__startswith=%00 mark__contains=%E2%80%AE
     stock__in= stock__in=a, stock__in=a%0Ab stock__in=%22a stock__in=%22a%22b stock= stock=%20 stock=%00
     stock={"x" * 256} stock__contains= mark__startswith= order_by= order_by=price order_by=version order_by=--mark
     order_by=%2Bmark order_by=mark, order_by=mark,mark order_by=stock,-stock order_by=mark%20desc

@@ -1,11 +1,13 @@
 """The plugins by themselves, each in an application of its own."""
 
+import json
 import logging
 import re
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 
 import bottle
+import dataset
 import pytest
 from bottle import Bottle, HTTPError, PluginError
 
@@ -14,7 +16,7 @@ from plugins.access import AccessPlugin
 from plugins.answers import Answer, AnswersPlugin
 from plugins.bodies import BodiesPlugin, Number, Record, Text
 from plugins.identity import IdentityPlugin
-from plugins.storage import Database, StoragePlugin
+from plugins.storage import SHAPES, Database, StoragePlugin
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Access
@@ -311,6 +313,35 @@ def test_second_storage_plugin_with_the_keyword_is_refused(storing, db):
         storing.install(StoragePlugin(db))
 
 
+def test_storage_looks_first_at_what_is_expected(storing, database):
+    def refuse(row):
+        assert row is None
+        raise HTTPError(401, "Nobody")
+
+    @storing.post("/<kind>")
+    def write(kind, db, refuse=refuse):
+        db.expect(refuse, "notes", text="nobody")
+        if kind == "refused":
+            raise HTTPError(400, "No")
+        if kind == "written":
+            write_note(db)
+        return {}
+
+    for kind in ("written", "refused", "nothing"):
+        assert TestApp(storing).post(f"/{kind}", status=401).json == {"Error": "Nobody"}
+    assert notes(database) == []
+
+
+def test_writing_inside_reading_is_refused(db):
+    with db.reading(), pytest.raises(RuntimeError), db.writing():
+        pass
+
+
+def test_statement_outside_a_transaction_is_refused(db):
+    with pytest.raises(RuntimeError):
+        db["notes"].find_one()
+
+
 def test_storage_out_of_reach_is_503(plain, tmp_path):
     plain.install(AnswersPlugin())
     plain.get("/", callback=lambda db: list(db.query("SELECT 1")))
@@ -324,15 +355,163 @@ def test_storage_out_of_reach_is_503(plain, tmp_path):
 
 
 # ----------------------------------------------------------------------------------------------------------------------
+# Tables, beside those of dataset itself
+# ----------------------------------------------------------------------------------------------------------------------
+
+TOWNS = [
+    {"name": "Łódź", "country": "Poland", "people": 660},
+    {"name": "lund", "country": "Sweden", "people": 94},
+    {"name": "Lund", "country": "Denmark", "people": 94},
+    {"name": "Graz", "country": "Austria", "people": 305},
+    {"name": "50% off_", "country": None, "people": 0},
+]
+
+
+@pytest.fixture
+def towns(database):
+    """Two databases of the same kind with the same rows: ours, and dataset's own."""
+    database.execute("CREATE TABLE towns (name TEXT PRIMARY KEY, country TEXT, people BIGINT)")
+    for town in TOWNS:
+        database.insert("towns", town)
+    with (
+        closing(Database(database.url)) as ours,
+        closing(dataset.connect(database.url, ensure_schema=False, row_type=dict)) as theirs,
+    ):
+        yield ours, theirs
+    database.execute("DROP TABLE towns")
+
+
+def both(towns, verb, *args, **filters):
+    """Give what a verb gives on our table and on dataset's, and the rows there are then; nothing stays changed."""
+    ours, theirs = towns
+    results = []
+    for db, transaction in ((ours, ours.writing()), (theirs, theirs)):
+        with suppress(Undo), transaction:
+            result = getattr(db["towns"], verb)(*args, **filters)
+            result = result if isinstance(result, int | str | dict | None) else list(result)
+            results.append((result, list(db["towns"].find(order_by="name"))))
+            raise Undo
+    return results
+
+
+class Undo(Exception):
+    """Ends a transaction without its changes."""
+
+
+NEW, KNOWN = {"name": "Kiel", "country": "Germany", "people": 247}, {**TOWNS[0], "people": 661}
+
+
+@pytest.mark.parametrize(
+    ("verb", "args", "filters"),
+    [
+        *(
+            (verb, (), filters)
+            for verb in ("find", "find_one", "count")
+            for filters in (
+                {},
+                {"name": "Lund"},
+                {"NAME": "Lund"},
+                {"country": None},
+                {"country": {"!=": None}},
+                {"name": ["Lund", "Graz", "Rome"]},
+                {"name": []},
+                {"people": {"in": (94, 305)}},
+                {"people": {"notin": {94, 305}}},
+                {"people": {">": 94, "<=": 305}},
+                {"people": {"gte": 94, "lt": 305, "not": 100}},
+                {"people": {"between": [94, 305]}},
+                {"name": {"like": "L%"}, "country": "Denmark"},
+                {"name": {"notlike": "L%"}},
+                {"name": {"startswith": "50%"}},
+                {"name": {"endswith": "off_"}},
+                {"river": "Oder"},
+                {"people": {"beside": 1}},
+            )
+        ),
+        ("find", (), {"order_by": ["-people", "name"], "_limit": 2}),
+        ("find", (), {"order_by": "name", "_limit": 2, "_offset": 1}),
+        ("find", (), {"order_by": ["river", "-name"], "_limit": 9}),
+        ("find", (), {"order_by": "name", "_streamed": True, "_step": 2}),
+        ("insert", (NEW,), {}),
+        ("insert", ({**NEW, "river": "Eider"},), {}),
+        ("insert_ignore", (NEW, ["name"]), {}),
+        ("insert_ignore", (KNOWN, ["name"]), {}),
+        ("insert_many", ([NEW, {"name": "Rome"}],), {}),
+        ("insert_many", ([],), {}),
+        ("upsert_many", ([NEW, KNOWN], ["name"]), {}),
+        ("update", (KNOWN, ["name"]), {}),
+        ("update", ({"people": 94, "country": "Both"}, "people"), {}),
+        ("update", (NEW, ["name", "people"]), {}),
+        ("delete", (), {"name": "Graz"}),
+        ("delete", (), {"name": "Rome"}),
+        ("delete", (), {}),
+    ],
+)
+def test_verb_gives_what_dataset_gives(towns, verb, args, filters):
+    ours, theirs = both(towns, verb, *args, **filters)
+
+    assert ours == theirs
+
+
+@pytest.mark.parametrize("row", [NEW, KNOWN])
+def test_upsert_does_what_dataset_does_and_gives_the_key(towns, row):
+    (result, ours), (_, theirs) = both(towns, "upsert", row, ["name"])
+
+    assert (result, ours) == (row["name"], theirs)
+
+
+@pytest.mark.parametrize(
+    ("filters", "names"),
+    [
+        ({"name": {"startswith": "L"}}, ["Lund"]),
+        ({"name": {"startswith": "Ł"}}, ["Łódź"]),
+        ({"name": {"contains": "ŁÓ"}}, ["Łódź"]),
+        ({"name": {"contains": "% OFF_"}}, ["50% off_"]),
+        ({"name|country": {"contains": "den"}}, ["Lund", "lund"]),
+        ({"order_by": ["people", "name"], "_after": [94, "Lund"]}, ["lund", "Graz", "Łódź"]),
+        ({"order_by": ["-people", "name"], "_after": [305, "Graz"], "_limit": 2}, ["Lund", "lund"]),
+        ({"order_by": "name", "_after": ["Lund"], "_columns": ["name"]}, ["lund", "Łódź"]),
+    ],
+)
+def test_find_knows_what_dataset_does_not(towns, filters, names):
+    ours, _ = towns
+    with ours.reading():
+        found = [row["name"] for row in ours["towns"].find(**{"order_by": "name", **filters})]
+
+    assert found == names
+
+
+def test_rows_as_one_text_of_json(towns):
+    ours, _ = towns
+    with ours.reading():
+        text = ours["towns"].json(order_by="name", _columns=["people", "name"], people={">": 94})
+        nothing = ours["towns"].json(people=-1)
+
+    assert json.loads(text) == [{"people": 305, "name": "Graz"}, {"people": 660, "name": "Łódź"}]
+    assert json.loads(nothing) == []
+
+
+def test_shapes_of_statements_are_kept_up_to_a_bound(towns):
+    ours, _ = towns
+    with ours.reading():
+        for number in range(SHAPES + 9):
+            ours["towns"].count(**{f"x{number}": 1})
+
+    assert ours["towns"]._compiled.cache_info().currsize == SHAPES
+
+
+# ----------------------------------------------------------------------------------------------------------------------
 # Identity
 # ----------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def identifying(plain):
-    """An application that knows everybody but Mallory."""
+    """An application that knows Alice."""
     plain.install(AnswersPlugin())
-    plain.install(IdentityPlugin(SECRET, ttl=60, confirm=lambda claims: claims["sub"] != "mallory"))
+    plain.install(
+        IdentityPlugin(SECRET, ttl=60, confirm=lambda claims, judge: judge({"mallory": None}.get(claims["sub"], {})))
+    )
     plain.get("/me", callback=lambda identity: {"me": identity})
     plain.get("/secret", callback=nothing)
     plain.get("/open", callback=nothing, public=True)
@@ -363,8 +542,8 @@ def test_identity_is_confirmed(identifying):
 
 
 def test_identity_is_confirmed_each_time(plain):
-    known = {"alice"}
-    plugin = IdentityPlugin(SECRET, ttl=60, confirm=lambda claims: claims["sub"] in known)
+    known = {"alice": {}}
+    plugin = IdentityPlugin(SECRET, ttl=60, confirm=lambda claims, judge: judge(known.get(claims["sub"])))
     plain.install(plugin)
     plain.get("/", callback=lambda: "hello")
     testapp = TestApp(plain)
@@ -377,7 +556,7 @@ def test_identity_is_confirmed_each_time(plain):
 
 
 def test_public_route_that_asks_for_identity_is_refused(plain):
-    plain.install(IdentityPlugin(SECRET, ttl=60, confirm=lambda claims: True))
+    plain.install(IdentityPlugin(SECRET, ttl=60, confirm=lambda claims, judge: judge({})))
     plain.get("/", callback=lambda identity: identity, public=True)
 
     with pytest.raises(PluginError):
@@ -385,10 +564,10 @@ def test_public_route_that_asks_for_identity_is_refused(plain):
 
 
 def test_second_identity_plugin_with_the_keyword_is_refused(plain):
-    plain.install(IdentityPlugin(SECRET, ttl=60, confirm=lambda claims: True))
+    plain.install(IdentityPlugin(SECRET, ttl=60, confirm=lambda claims, judge: judge({})))
 
     with pytest.raises(PluginError):
-        plain.install(IdentityPlugin(SECRET, ttl=60, confirm=lambda claims: True))
+        plain.install(IdentityPlugin(SECRET, ttl=60, confirm=lambda claims, judge: judge({})))
 
 
 # ----------------------------------------------------------------------------------------------------------------------

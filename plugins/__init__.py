@@ -14,3 +14,10 @@ Of those that wrap callbacks the one installed first is outermost. The car deale
 No plugins, but as free of cars: ``settings``, ``listings``, ``entity_tags``, ``guesses``, and ``server``, by which
 waitress serves the application.
 """
+
+
+def wrap(app, wsgi):
+    """Put a WSGI callable around that of an application; gives the one that was there, for it to call."""
+    wrapped = app.wsgi
+    app.__dict__["wsgi"] = wsgi  # Bottle keeps plugins from setting an attribute twice; this one is wrapped on purpose
+    return wrapped

@@ -20,6 +20,8 @@ from urllib.parse import quote, unquote
 
 from bottle import PluginError
 
+from plugins import wrap
+
 log = logging.getLogger("dealer.access")
 
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
@@ -42,8 +44,7 @@ class AccessPlugin:
         """Wrap ``app.wsgi``; raises `PluginError` where that was done before."""
         if any(isinstance(plugin, AccessPlugin) for plugin in app.plugins):
             raise PluginError("Another access plugin is already installed.")
-        self.wrapped = app.wsgi
-        app.__dict__["wsgi"] = self.wsgi  # Bottle keeps plugins from setting an attribute twice, this one on purpose
+        self.wrapped = wrap(app, self.wsgi)
 
     def apply(self, callback, route):
         """Leave callbacks as they are."""

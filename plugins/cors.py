@@ -5,6 +5,8 @@ Preflights are answered here, and every other answer, a refusal too, says which 
     app.install(CorsPlugin(["https://dealer.example"], expose=["ETag"]))
 """
 
+from plugins import wrap
+
 METHODS = "GET, HEAD, POST, PUT, PATCH, DELETE"
 REQUEST_HEADERS = "Authorization, Content-Type, If-Match, If-None-Match, X-HTTP-Method-Override, X-Request-ID"
 MAX_AGE = "600"
@@ -24,9 +26,7 @@ class CorsPlugin:
     def setup(self, app):
         """Wrap ``app.wsgi``, unless there is no origin to let in."""
         if self.origins:
-            self.wrapped = app.wsgi
-            # Bottle keeps plugins from setting an attribute twice; this one is wrapped twice on purpose.
-            app.__dict__["wsgi"] = self.wsgi
+            self.wrapped = wrap(app, self.wsgi)
 
     def apply(self, callback, route):
         """Leave callbacks as they are."""

@@ -8,7 +8,7 @@
 
     @app.put("/thing/<name>")
     def update(name):
-        change(name, only_if=wanted_versions())
+        table.update(…, version=wanted_version())
 
 A version is any text without quotes that a thing never has again once it has changed.
 """
@@ -32,9 +32,13 @@ def is_known(version):
     return header.strip() == "*" or version in {tag for _, tag in TAG.findall(header)}
 
 
-def wanted_versions():
-    """Give the versions that ``If-Match`` lets change (strong comparison), or None where any will do."""
-    header = request.get_header("If-Match")
-    if header is None or header.strip() == "*":
-        return None
-    return {tag for weak, tag in TAG.findall(header) if not weak}
+def wanted_version():
+    """Give what a version must be for a change, as a filter of dataset.
+
+    ``If-Match`` names those that it may be (strong comparison), ``If-None-Match`` those that it may not (weak).
+    """
+    may, may_not = request.get_header("If-Match", "*"), request.get_header("If-None-Match")
+    wanted = {} if may.strip() == "*" else {"in": [tag for weak, tag in TAG.findall(may) if not weak]}
+    if may_not is None:
+        return wanted
+    return {"in": []} if may_not.strip() == "*" else {**wanted, "notin": [tag for _, tag in TAG.findall(may_not)]}

@@ -3,7 +3,7 @@
 After `NAME_LIMIT` failures for one name from one address, or `ADDRESS_LIMIT` from one address, within `WINDOW`, every
 further try is refused unseen, for names that exist and names that do not alike::
 
-    guesses = Guesses(db, guesses_table("failures", metadata), NAME_LIMIT)
+    guesses = Guesses(db["failures"], NAME_LIMIT)
 
     guesses.check(name, address)       # raises TooManyAttempts
     if not right(name, password):
@@ -18,7 +18,7 @@ import math
 import time
 from ipaddress import ip_address, ip_network
 
-from sqlalchemy import Index, Table, bindparam, select
+from sqlalchemy import Index, Table
 
 from plugins.storage import column
 
@@ -52,18 +52,15 @@ def guesses_table(name, metadata):
 class Guesses:
     """What still counts."""
 
-    def __init__(self, db, table, name_limit=ADDRESS_LIMIT):
+    def __init__(self, table, name_limit=ADDRESS_LIMIT):
+        self.table = table
         self.name_limit = name_limit
-        since = table.c.at > bindparam("since")
-        latest = select(table).where(table.c.address == bindparam("address"), since)
-        self.latest = db.prepare(latest.order_by(table.c.at.desc()).limit(ADDRESS_LIMIT))
-        self.insert = db.prepare(table.insert())
-        self.forget = db.prepare(table.delete().where(table.c.at <= bindparam("until")))
 
     def check(self, name, address):
         """Raise `TooManyAttempts` where there were enough."""
         now = milliseconds()
-        everyone = self.latest(address=network(address), since=now - WINDOW)
+        since = {"address": network(address), "at": {">": now - WINDOW}}
+        everyone = list(self.table.find(**since, order_by="-at", _limit=ADDRESS_LIMIT))
         same = [guess for guess in everyone if guess["name"] == fingerprint(name)]
         for guesses, limit in ((same, self.name_limit), (everyone, ADDRESS_LIMIT)):
             if len(guesses) >= limit:
@@ -71,9 +68,10 @@ class Guesses:
 
     def record(self, name, address):
         """Count a guess, in a transaction that writes; raises `TooManyAttempts` where it would be one too many."""
-        self.forget(until=milliseconds() - WINDOW)
+        self.table.lock()
+        self.table.delete(at={"<=": milliseconds() - WINDOW})
         self.check(name, address)
-        self.insert(address=network(address), name=fingerprint(name), at=milliseconds())
+        self.table.insert({"address": network(address), "name": fingerprint(name), "at": milliseconds()})
 
 
 def network(address):

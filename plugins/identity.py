@@ -3,7 +3,7 @@
 Every route is protected unless it is declared public. A handler that names ``identity`` gets the token's subject, one
 that names ``tokens`` the plugin itself, to make tokens::
 
-    app.install(IdentityPlugin(secret, ttl=3600, confirm=lambda claims: claims["sub"] in users))
+    app.install(IdentityPlugin(secret, ttl=3600, confirm=lambda claims, judge: judge(users.get(claims["sub"]))))
 
     @app.post("/auth", public=True)
     def log_in(tokens):
@@ -13,8 +13,9 @@ that names ``tokens`` the plugin itself, to make tokens::
     def me(identity):
         return identity
 
-`confirm` is asked with the claims of every valid token, so that an account that ended ends its tokens; a ``session``
-among them, which `make` puts there, tells the accounts apart that a subject had one after the other.
+`confirm` is given the claims of every valid token, so that an account that ended ends its tokens. It hands the account,
+or None, to ``judge``, which raises what is to be answered: at once, or when a transaction begins. A ``session`` among
+the claims, which `make` puts there, tells the accounts apart that a subject had one after the other.
 """
 
 import logging
@@ -39,7 +40,7 @@ class IdentityPlugin:
     api = 2
 
     def __init__(self, secret, ttl, confirm, keyword="identity"):
-        """Take the HMAC `secret`, the seconds `ttl` that a token lives and ``confirm(claims) -> bool``."""
+        """Take the HMAC `secret`, the seconds `ttl` that a token lives and ``confirm(claims, judge)``."""
         self.secret = secret
         self.ttl = ttl
         self.confirm = confirm
@@ -66,9 +67,10 @@ class IdentityPlugin:
 
         @wraps(callback)
         def wrapper(*args, **kwargs):
-            identity = self.identify(request.environ)
+            claims = self.identify(request.environ)
+            self.confirm(claims, partial(self.judge, request.environ))
             if inject:
-                kwargs[self.keyword] = identity
+                kwargs[self.keyword] = claims["sub"]
             return callback(*args, **kwargs)
 
         return wrapper
@@ -84,15 +86,18 @@ class IdentityPlugin:
         return jwt.encode(claims, self.secret, "HS256")
 
     def identify(self, environ):
-        """Give the subject of the request's token, or raise the `HTTPError` 401 that RFC 6750, section 3, asks for."""
+        """Give the claims of the request's token, or raise the `HTTPError` 401 that RFC 6750, section 3, asks for."""
         try:
             claims = self.claims(environ)
         except (jwt.InvalidTokenError, ValueError, OverflowError) as error:
             raise self.invalid(environ, type(error).__name__) from None
-        if not self.confirm(claims):
-            raise self.invalid(environ, "account or session has ended")
         environ["identity"] = claims["sub"]
-        return claims["sub"]
+        return claims
+
+    def judge(self, environ, account):
+        """Raise the 401 for a token whose account, or its session, is not there any more."""
+        if account is None:
+            raise self.invalid(environ, "account or session has ended")
 
     def claims(self, environ):
         """Give the claims of the request's token, which is ours and has not expired: no database is asked.

@@ -1,5 +1,6 @@
-"""Listings: a query string that filters, orders and pages the rows of a table, made into SQL.
+"""Listings: a query string that searches, filters, orders and pages a table, made into what `dataset` knows.
 
+- ``search=text``: in any field that is text, in any case;
 - ``field=value``, ``field__op=value`` with an operator of `OPERATORS`;
 - ``order_by=field,-field``: ties are settled by the table's key, so that the order is total;
 - ``limit=100`` gives a page, ``after=[...]`` the one behind the row with these values (by keyset: no row that is added
@@ -7,25 +8,22 @@
 
 What is unknown, repeated, or does not fit its field is refused with a sentence::
 
-    listing = Listing("stock=Germany&order_by=-max_speed&limit=10", Car, cars_table)
-    rows = db.query(listing.select(lambda named: [named.mark, named.stock], limit=10))
+    listing = Listing("stock=Germany&order_by=-max_speed&limit=10", Car, key="mark")
+    cars = db["cars"].find(**listing.find, _limit=listing.limit)
 """
 
 import csv
 import io
 import json
-import operator
+from itertools import islice
 from typing import Annotated, Literal
 from urllib.parse import parse_qsl, urlencode
 
 import mimeparse
 from bottle import HTTPError, response
 from msgspec import Meta
-from sqlalchemy import Text, func, select, union_all
-from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.sql.functions import GenericFunction
 
-from plugins.answers import JSON
+from plugins.answers import JSON, encode
 from plugins.bodies import cleaners, fields, integers, shown, visible, whole_number
 from plugins.openapi import query_parameter
 from plugins.uploads import CSV_TYPE
@@ -35,49 +33,17 @@ MAX_LIMIT = 1000
 MAX_VALUES = 100
 PART = 1024  # characters that are worth sending by themselves
 ACCEPTED = 4096  # characters of an Accept header that are read: parameters cost the square of their number
+Search = Annotated[str, Meta(min_length=1, max_length=255)]
 Limit = Annotated[int, Meta(ge=1, le=MAX_LIMIT)]
 HINTS = {
     **dict.fromkeys(("order", "ordering", "sort", "_sort", "_sort_desc"), "write order_by=field or order_by=-field"),
     **dict.fromkeys(("page_size", "per_page", "_size", "size"), "write limit=100"),
     **dict.fromkeys(("page", "offset", "cursor", "_next", "start"), "write limit=100 and follow the Link header"),
-    **dict.fromkeys(("search", "q", "_search"), "write field__contains=text"),
+    **dict.fromkeys(("q", "_search"), "write search=text"),
     **dict.fromkeys(("select", "fields", "_col"), "every field is always given"),
 }
-
-
-class fold(GenericFunction):
-    """SQL for a text without its case, in any alphabet; on SQLite the function `folded` stands behind it."""
-
-    type = Text()
-    inherit_cache = True
-
-
-@compiles(fold, "postgresql")
-def fold_on_postgresql(element, compiler, **kw):
-    """Spell `folded` in SQL: the collation is what makes PostgreSQL fold more than ASCII."""
-    return f'upper(lower({compiler.process(element.clauses, **kw)} COLLATE "und-x-icu"))'
-
-
-def folded(text):
-    """Give a text without its case: ``STRASSE`` and ``Straße`` are one, and so are the forms of sigma."""
-    return text.lower().upper()
-
-
-TEXT_OPERATORS = {
-    "startswith": lambda column, value: func.substr(column, 1, len(value)) == value,
-    "contains": lambda column, value: fold(column).contains(folded(value), autoescape=True),
-}
-OPERATORS = {
-    "": operator.eq,
-    "not": operator.ne,
-    "gt": operator.gt,
-    "gte": operator.ge,
-    "lt": operator.lt,
-    "lte": operator.le,
-    "in": lambda column, values: column.in_(values),
-    **TEXT_OPERATORS,
-}
-DESCRIPTIONS = {
+TEXT_OPERATORS = ("startswith", "contains")
+OPERATORS = {  # in dataset's words, but for the first, and what they mean
     "": "Equal to",
     "not": "Not equal to",
     "gt": "Greater than",
@@ -126,6 +92,7 @@ def refuse_others(parameters):
 def listing_parameters(record):
     """Describe the parameters of a `Listing` (OpenAPI)."""
     names = ", ".join(fields(record))
+    yield query_parameter("search", Search, "Text in any field, in any case")
     yield query_parameter("order_by", str, f"Fields of {names}; with - in front of one that goes down")
     yield query_parameter("limit", Limit, "How many on a page")
     yield query_parameter("after", str, "Where the page begins, taken from the Link of the page before")
@@ -133,7 +100,7 @@ def listing_parameters(record):
     for name, field in fields(record).items():
         for operation in operators(text=name not in integers(record)):
             kind = field.type if operation not in ("in", *TEXT_OPERATORS) else str
-            yield query_parameter(f"{name}__{operation}" if operation else name, kind, DESCRIPTIONS[operation])
+            yield query_parameter(f"{name}__{operation}" if operation else name, kind, OPERATORS[operation])
 
 
 def operators(text):
@@ -144,30 +111,34 @@ def operators(text):
 class Listing:
     """What a query string asks of a table whose columns are the fields of a record.
 
-    ``limit`` is the size of the page that was asked for, or None; ``first`` tells whether nothing comes before it, and
-    ``as_csv`` whether to answer with CSV rather than JSON.
+    ``filters`` and ``find`` are arguments by name for `count` and `find` of `plugins.storage.Table`; ``limit`` is the
+    size of the page that was asked for, or None. ``first`` tells whether nothing comes before it, ``is_plain`` whether
+    nothing was asked for at all, and ``as_csv`` whether to answer with CSV rather than JSON.
     """
 
-    def __init__(self, query, record, table, accept=JSON):
+    def __init__(self, query, record, key, accept=JSON):
         """Read a query string, and what ``Accept`` asks for; raises a 400 that names the parameter."""
         self.record = record
-        self.table = table
-        self.key = next(iter(table.primary_key)).name
+        self.key = key
         self.parameters = read_parameters(query)
         rest = dict(self.parameters)
         self.as_csv = wants_csv(rest.pop("format", None), accept)
         self.is_plain = not rest
         self.limit = read_integer(rest, "limit", 1, MAX_LIMIT)
-        self.order = self.read_order(rest.pop("order_by", self.key))
+        self.order = self.read_order(rest.pop("order_by", key))
         after = rest.pop("after", None)
         self.first = after is None
-        self.after = None if self.first else self.read_position(after)
-        self.conditions = [self.read_condition(name, rest[name]) for name in rest if self.is_filter(name)]
-        refuse_others({name: value for name, value in rest.items() if not self.is_filter(name)})
-
-    def is_filter(self, name):
-        """Tell whether a parameter's name begins with a field."""
-        return name.partition("__")[0] in fields(self.record)
+        position = () if self.first else self.read_position(after)
+        self.filters = {}
+        if "search" in rest:
+            self.add_filter("search", "|".join(filter(self.is_text, fields(record))), "contains", rest.pop("search"))
+        for parameter, text in rest.items():
+            name, _, operation = parameter.partition("__")
+            if name in fields(record):
+                self.add_filter(parameter, name, self.read_operator(parameter, name, operation), text)
+        refuse_others({name: text for name, text in rest.items() if name.partition("__")[0] not in fields(record)})
+        order = [f"-{name}" if falling else name for name, falling in self.order]
+        self.find = {**self.filters, "order_by": order, "_after": position, "_columns": fields(record)}
 
     def is_text(self, name):
         """Tell whether a field is text; the others are numbers."""
@@ -195,27 +166,31 @@ class Listing:
             pass
         raise HTTPError(400, "after: must be taken from a Link header")
 
-    def read_condition(self, parameter, text):
-        """Give the SQL condition of a filter."""
-        name, _, operation = parameter.partition("__")
+    def read_operator(self, parameter, name, operation):
+        """Give the operator that a parameter names; raises a 400."""
         known = operators(self.is_text(name))
         if parameter != name and operation not in known[1:]:
-            raise HTTPError(
-                400, f"{shown(parameter)}: unknown operator; use {name}__ with one of {', '.join(known[1:])}"
-            )
+            choice = f"{name}__ with one of {', '.join(known[1:])}"
+            raise HTTPError(400, f"{shown(parameter)}: unknown operator; use {choice}")
+        return operation
+
+    def add_filter(self, parameter, names, operation, text):
+        """Add a filter on a field, or on any of some; raises a 400 for a value that does not fit."""
         try:
             if operation == "in":
-                value = self.read_values(name, text)
+                value = self.read_values(names, text)
+            elif operation in TEXT_OPERATORS:
+                value = visible(text, 255)
             else:
-                value = self.read_value(name, text, part=operation in TEXT_OPERATORS)
+                value = self.read_value(names, text)
         except ValueError as error:
             raise HTTPError(400, f"{parameter}: {error}") from None
-        return OPERATORS[operation](self.table.c[name], value)
+        self.filters.setdefault(names, {})[operation or "="] = value
 
-    def read_value(self, name, text, part=False):
-        """Give what a text means for a field: a number, or text in NFC; a `part` of a text may be blank."""
+    def read_value(self, name, text):
+        """Give what a text means for a field: a number, or text in NFC."""
         if self.is_text(name):
-            return visible(text, 255) if part else cleaners(self.record)[name](text)
+            return cleaners(self.record)[name](text)
         try:
             return whole_number(text)
         except ValueError as error:
@@ -230,36 +205,6 @@ class Listing:
         if len(values) > MAX_VALUES:
             raise ValueError(f"must be at most {MAX_VALUES} values")
         return [self.read_value(name, value) for value in values or [""]]
-
-    def count(self):
-        """Give the statement that counts what matches, wherever the page begins."""
-        return select(func.count().label("count")).select_from(self.table).where(*self.conditions)
-
-    def select(self, columns, limit=None):
-        """Give the statement for the rows in order, from where the page begins, `limit` at most.
-
-        ``columns(named)`` gives what to select of the named columns. A page begins behind a row: among those that
-        equal it in the first fields of the order and lie beyond in the next. Each such set is a range of an index,
-        which one condition with OR would not be.
-        """
-        if self.first:
-            return self.ordered(select(*columns(self.table.c)).where(*self.conditions), self.table.c, limit)
-        parts = []
-        for place in reversed(range(len(self.order))):
-            equal = [
-                self.table.c[name] == value for (name, _), value in zip(self.order[:place], self.after, strict=False)
-            ]
-            name, descending = self.order[place]
-            beyond = (operator.lt if descending else operator.gt)(self.table.c[name], self.after[place])
-            rows = select(self.table).where(*self.conditions, *equal, beyond)
-            parts.append(select(self.ordered(rows, self.table.c, limit).subquery()))
-        rows = union_all(*parts).subquery()
-        return self.ordered(select(*columns(rows.c)), rows.c, limit)
-
-    def ordered(self, statement, named, limit):
-        """Put a statement in order, and cut it."""
-        order = [named[name].desc() if descending else named[name] for name, descending in self.order]
-        return statement.order_by(*order).limit(limit)
 
     def next_page(self, row):
         """Give the query string of the page behind `row`, a mapping."""
@@ -291,39 +236,39 @@ def json_array(text):
     return text.encode()
 
 
-def json_parts(chunks):
-    """Give a JSON array in parts, of lists of its items as texts; a part is given when the next one is there."""
+def json_parts(rows):
+    """Give rows, which come one by one, as a JSON array in parts; a part is given when the next one is there."""
     response.content_type = JSON
-    return array_parts(chunks)
+    return array_parts(rows)
 
 
-def array_parts(chunks):
+def array_parts(rows):
     """Write the array of `json_parts`."""
-    part = "["
-    for texts in chunks:
+    part = b"["
+    while some := list(islice(rows, MAX_LIMIT)):
         if len(part) > 1:
-            yield part.encode()
-            part = ","
-        part += ",".join(texts)
-    yield (part + "]").encode()
+            yield part
+            part = b","
+        part += encode(some)[1:-1]
+    yield part + b"]"
 
 
-def csv_parts(columns, chunks, filename):
-    """Give CSV (RFC 4180) in parts, of lists of rows, to be saved as a file."""
+def csv_parts(columns, rows, filename):
+    """Give rows, which come one by one, as CSV (RFC 4180) in parts, to be saved as a file."""
     response.content_type = f"{CSV_TYPE}; charset=utf-8; header=present"
     response.set_header("Content-Disposition", f'attachment; filename="{filename}"')
-    return record_parts(columns, chunks)
+    return record_parts(columns, rows)
 
 
-def record_parts(columns, chunks):
+def record_parts(columns, rows):
     """Write the records of `csv_parts`."""
     file = io.StringIO()
     writer = csv.writer(file)
     writer.writerow(columns)
-    for rows in chunks:
+    while some := list(islice(rows, MAX_LIMIT)):
         if file.tell() > PART:
             yield taken(file)
-        writer.writerows(rows)
+        writer.writerows(map(dict.values, some))
     yield taken(file)
 
 

@@ -1,19 +1,20 @@
-"""Storage: one transaction of a `dataset` database per request, on SQLite and PostgreSQL alike.
+"""Storage: a `dataset` database's tables as dictionaries, in one transaction per request, on SQLite and PostgreSQL.
 
 A handler that names a keyword gets what stands behind it: the database itself, or an object that works on it. Its
 transaction is committed when the handler answers, rolled back when it raises, and its connection is given back::
 
-    db = Database("sqlite:///data.db")
+    db = Database("sqlite:///data.db", metadata)
     app.install(StoragePlugin(db, cars=Cars(db)))
 
     @app.get("/car/<mark>")
-    def show(mark, cars):
-        return cars.find(mark)
+    def show(mark, db):
+        return db["cars"].find_one(mark=mark)
 
-Requests with a safe method (RFC 9110, section 9.2.1) read one moment of the database; all others write, one after the
-other on either database, so that what a transaction has read still holds when it writes. The transaction begins with
-the first statement: a refused request costs no connection, and a slow body or a password hash holds none up. Code that
-must read without waiting for writers opens a transaction of its own; inside another of the same kind it joins that::
+Requests with a safe method (RFC 9110, section 9.2.1) read one moment of the database, all others write: on SQLite one
+after the other, on PostgreSQL side by side, where rows and constraints decide. The transaction begins with the first
+statement: a refused request costs no connection, and a slow body or a password hash holds none up. What must hold for
+it, that an account exists, is looked at there and then (`Database.expect`). Code that must read without waiting for
+writers opens a transaction of its own; inside another that has begun it is a part of that::
 
     with db.reading():
         ...
@@ -23,25 +24,52 @@ must read without waiting for writers opens a transaction of its own; inside ano
 A database that cannot be reached, is full or stays locked is a 503 with ``Retry-After``.
 """
 
+import json
 import logging
 import sqlite3
 import threading
-from functools import partial, wraps
+from contextlib import closing
+from functools import lru_cache, wraps
 from inspect import isgenerator
 from itertools import chain
 
 import dataset
 from bottle import HTTPError, PluginError
-from sqlalchemy import BigInteger, Column, Integer, Text, event, exc
+from dataset.util import QUERY_STEP, QueryError, ensure_strings
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    Column,
+    Integer,
+    MetaData,
+    Text,
+    all_,
+    and_,
+    any_,
+    bindparam,
+    cast,
+    event,
+    exc,
+    func,
+    literal_column,
+    or_,
+    select,
+    union_all,
+)
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.functions import GenericFunction
 
 log = logging.getLogger("dealer")
 
 SAFE_METHODS = ("GET", "HEAD")
+SHAPES = 512  # statements that a table keeps compiled
+LOCK = 1908  # PostgreSQL's advisory lock behind `Database.line_up`
 LOCK_SECONDS = 4  # requests that queue for a thread meanwhile must still be answered within ten
 POOL = {"max_overflow": 0, "hide_parameters": True}  # what parameters hold must not reach the log
 SQLITE = {"connect_args": {"timeout": LOCK_SECONDS, "isolation_level": None, "check_same_thread": False}}
 POSTGRES = {
+    "paramstyle": "format",
     "pool_pre_ping": True,
     "connect_args": {
         "connect_timeout": 3,
@@ -55,20 +83,20 @@ POSTGRES = {
 
 
 class State(threading.local):
-    """What a thread has in hand: its connection, once it has begun, and whether it is in a transaction that writes."""
+    """What a thread has in hand: its connection, once it has begun, whether it writes, and what is expected of it."""
 
-    connection = driver = writing = None
+    connection = driver = writing = expected = None
+    settled = True
 
 
 class Database(dataset.Database):
     """A `dataset.Database` whose transactions are begun on purpose, and which never changes its schema by itself.
 
-    ``url`` is a SQLAlchemy URL; ``connections`` is how many threads may hold one at once (none holds two), 0 for any
-    number; ``lock`` is the statement with which writers on PostgreSQL line up; ``functions`` gives SQLite functions of
-    one text by name. Rows come as dictionaries.
+    ``url`` is a SQLAlchemy URL; ``metadata`` declares tables, so that nothing is reflected; ``connections`` is how many
+    threads may hold one at once (none holds two), 0 for any number. ``db["name"]`` is a `Table`.
     """
 
-    def __init__(self, url, connections=0, lock="SELECT 1", functions=()):
+    def __init__(self, url, metadata=None, connections=0):
         options = SQLITE if url.startswith("sqlite") else POSTGRES
         super().__init__(
             url,
@@ -78,8 +106,8 @@ class Database(dataset.Database):
             on_connect_statements=["PRAGMA synchronous=FULL"] if url.startswith("sqlite") else None,
         )
         if self.is_sqlite:
-            event.listen(self.engine, "connect", partial(add_functions, dict(functions)))
-        self.lock_statement = lock
+            event.listen(self.engine, "connect", add_fold)
+        self.declared = (metadata or MetaData()).tables
         self.dbapi = self.engine.dialect.loaded_dbapi
         self.state = State()
 
@@ -87,18 +115,15 @@ class Database(dataset.Database):
     def driver(self):
         """The driver's connection of this thread's transaction, a `sqlite3.Connection` or a `psycopg.Connection`.
 
-        The first use of it takes a connection from the pool and begins the transaction.
+        The first use of it takes a connection from the pool, begins the transaction and looks at what is expected.
         """
         state = self.state
         if state.driver is None:
-            connection = self.engine.connect()
-            try:
-                driver = connection.connection.driver_connection
-                self.begin_on(driver, state.writing)
-            except BaseException:
-                connection.close()
-                raise
-            state.connection, state.driver = connection, driver
+            state.settled = True
+            self.begin_transaction()
+            if state.expected:
+                judge, table, filters = state.expected
+                judge(self[table].find_one(**filters))
         return state.driver
 
     @property
@@ -106,47 +131,65 @@ class Database(dataset.Database):
         """The SQLAlchemy connection around `driver`, for what `dataset` itself sends."""
         return self.driver and self.state.connection
 
-    def begin_on(self, driver, writing):
-        """Begin a transaction as one moment to read, or as the only writer.
+    def begin_transaction(self):
+        """Take a connection, and begin a transaction on it as one moment to read, or as a writer.
 
         Left alone, SQLite's driver begins one no sooner than at the first change, and a transaction that has read
-        before it writes can fail at once there; on PostgreSQL each statement would see another moment.
+        before it writes can fail at once there; on PostgreSQL each statement that reads would see another moment.
         """
-        if self.is_sqlite:
-            driver.execute("BEGIN IMMEDIATE" if writing else "BEGIN")
-            return
-        driver.read_only = not writing
-        driver.isolation_level = None if writing else self.dbapi.IsolationLevel.REPEATABLE_READ
-        if writing:
-            driver.execute(self.lock_statement)
+        state = self.state
+        if state.writing is None:
+            raise RuntimeError("Statements belong into reading() or writing()")
+        connection = self.engine.connect()
+        try:
+            driver = connection.connection.driver_connection
+            if self.is_sqlite:
+                driver.execute("BEGIN IMMEDIATE" if state.writing else "BEGIN")
+            else:
+                driver.read_only = not state.writing
+                driver.isolation_level = None if state.writing else self.dbapi.IsolationLevel.REPEATABLE_READ
+        except BaseException:
+            connection.close()
+            raise
+        state.connection, state.driver = connection, driver
 
-    def prepare(self, statement):
-        """Compile a SQLAlchemy statement once, to be called with its parameters by name."""
-        return Statement(self, statement)
+    def expect(self, judge, table, **filters):
+        """Have every transaction of this thread begin with ``judge(row)``, of a row of a table, or None.
 
-    def insert_new(self, table):
-        """Prepare the statement that inserts a row unless its key is taken, and gives the key where it went in."""
-        return self.prepare(self.insert(table).on_conflict_do_nothing().returning(*table.primary_key))
+        It raises what is to be answered; nothing else has then been read or written.
+        """
+        self.state.expected, self.state.settled = (judge, table, filters), False
 
-    def upsert(self, table):
-        """Prepare the statement that inserts a row, or puts it in the place of the one with its key."""
-        insert = self.insert(table)
-        return self.prepare(insert.on_conflict_do_update(index_elements=table.primary_key, set_=dict(insert.excluded)))
+    def settle(self):
+        """Expect nothing any more; what no transaction has looked at is looked at now."""
+        try:
+            if not self.state.settled:
+                with self.reading():
+                    self.driver  # noqa: B018 - begins
+        finally:
+            self.state.expected, self.state.settled = None, True
 
-    def insert(self, table):
-        """Give the database's own kind of INSERT, which knows of conflicts."""
-        return (sqlite if self.is_sqlite else postgresql).insert(table)
+    def line_up(self):
+        """Wait until no other transaction that lined up is at work; on SQLite writers have done so when they began."""
+        if not self.is_sqlite:
+            self.driver.execute(f"SELECT pg_advisory_xact_lock({LOCK})")
 
-    def stream(self, statement, size=1000):
-        """Run a SQLAlchemy statement whose rows come in lists of up to `size`, as they are asked for."""
-        return self.executable.execute(statement, execution_options={"yield_per": size}).partitions()
+    def load_table(self, table_name):
+        """Give a `Table`; the database is asked for its columns only where it was not declared."""
+        with self.lock:
+            if table_name not in self._tables:
+                self._tables[table_name] = Table(self, table_name)
+            return self._tables[table_name]
+
+    def _auto_commit(self):
+        """Commit nothing: where a transaction ends is said by `reading` and `writing`."""
 
     def reading(self):
         """Give a context in which all statements see the same moment."""
         return Transaction(self, writing=False)
 
     def writing(self):
-        """Give a context in which no other writer is at work."""
+        """Give a context whose changes are kept together; raises `RuntimeError` inside one that reads."""
         return Transaction(self, writing=True)
 
     def detach(self):
@@ -194,6 +237,8 @@ class Transaction:
     def __enter__(self):
         state = self.db.state
         self.outer = state.writing
+        if self.writing and self.outer is False:
+            raise RuntimeError("A transaction that reads cannot write")
         self.own = self.outer != self.writing and state.connection is None
         if self.own:
             state.writing = self.writing
@@ -216,38 +261,363 @@ def column(name, kind, **options):
     return Column(name, text if kind is str else number, **{"nullable": False, **options})
 
 
-def add_functions(functions, connection, record):
-    """Add functions of one argument to a new SQLite connection."""
-    for name, function in functions.items():
-        connection.create_function(name, 1, function, deterministic=True)
+class fold(GenericFunction):
+    """SQL for a text without its case, in any alphabet; on SQLite the function `folded` stands behind it."""
+
+    type = Text()
+    inherit_cache = True
+
+
+@compiles(fold, "postgresql")
+def fold_on_postgresql(element, compiler, **kw):
+    """Spell `folded` in SQL: the collation is what makes PostgreSQL fold more than ASCII."""
+    return f'upper(lower({compiler.process(element.clauses, **kw)} COLLATE "und-x-icu"))'
+
+
+def folded(text):
+    """Give a text without its case: ``STRASSE`` and ``Straße`` are one, and so are the forms of sigma."""
+    return text and text.lower().upper()
+
+
+def add_fold(connection, record):
+    """Give a new SQLite connection the function behind `fold`."""
+    connection.create_function("fold", 1, folded, deterministic=True)
+
+
+class Table(dataset.Table):
+    """A `dataset.Table` each of whose verbs is one statement that decides, compiled once for each shape.
+
+    Its shape is the names of columns, filters and operators; it goes straight to the driver, in this thread's
+    transaction, and commits nothing. Arguments and results are those of dataset, but for ``ensure`` and ``types``,
+    which change the schema. What is more: filters know ``contains``, which ignores case; ``startswith`` minds it on
+    both databases; and ``{"name|city": {…}}`` is a filter on either column.
+
+    A table whose declaration has ``info={"journal": name}`` keeps one: what is written with an ``_entry``, a
+    dictionary, is written into that table too, with the row as it then is (as it was, where it was deleted).
+    """
+
+    def __init__(self, db, name):
+        super().__init__(db, name)
+        self._table = db.declared.get(self.name)
+        self._compiled = lru_cache(maxsize=SHAPES)(self._compile)
+
+    @property
+    def journal(self):
+        """The table of entries."""
+        return self.db[self.table.info["journal"]]
+
+    def find(self, *clauses, _streamed=False, _step=QUERY_STEP, **options):
+        """Give an iterator over the rows that match, as dictionaries.
+
+        ``_columns`` names those wanted, ``_after`` the values of ``order_by`` behind which to begin: a page by keyset.
+        With ``_streamed`` rows are fetched as they are asked for, inside this transaction (dataset opens another one).
+        """
+        statement, values = self._query(self._select, clauses, **options)
+        return statement.stream(values, _step) if _streamed else iter(statement(values))
+
+    def find_one(self, *clauses, **options):
+        """Give the first row that matches, or None."""
+        statement, values = self._query(self._select, clauses, _limit=1, **options)
+        return next(iter(statement(values)), None)
+
+    def count(self, *clauses, **filters):
+        """Give how many rows match."""
+        statement, values = self._query(self._count, clauses, **filters)
+        return statement(values)[0]["count"]
+
+    def json(self, *clauses, **options):
+        """Give what `find` gives, with the same arguments, as the text of one JSON array: the database writes it."""
+        statement, values = self._query(self._gather, clauses, **options)
+        return statement(values)[0]["text"]
+
+    def insert(self, row):
+        """Add a row; gives its primary key."""
+        return self._key_of(self._write(self._insert, tuple(row), values=[*row.values()]))
+
+    def insert_ignore(self, row, keys, _entry=None):
+        """Add a row; gives its primary key, or False where a unique index over `keys` has one like it."""
+        keys = tuple(ensure_strings(keys))
+        return self._key_of(self._write(self._insert, tuple(row), keys, values=[*row.values()], entry=_entry))
+
+    def upsert(self, row, keys):
+        """Add a row, or change the one with its `keys`, which have a unique index; gives its primary key.
+
+        dataset gives True for a row that was there, and lets such a row be given in part: neither can be had in one
+        statement on both databases.
+        """
+        keys = tuple(ensure_strings(keys))
+        return self._key_of(self._write(self._insert, tuple(row), keys, True, values=[*row.values()]))
+
+    def insert_many(self, rows):
+        """Add many rows in one statement; what a row lacks of the first one's columns is NULL."""
+        self._write_many(rows)
+
+    def upsert_many(self, rows, keys):
+        """Do as `upsert` with many rows, in one statement; no two of them may have the same `keys`."""
+        self._write_many(rows, tuple(ensure_strings(keys)), True)
+
+    def update(self, row, keys, _entry=None, **filters):
+        """Give the rows that have the values of `row` under `keys`, and match, its other values; gives their number."""
+        row = dict(row)
+        shape, values = self._shape({name: row.pop(name, None) for name in ensure_strings(keys)} | filters)
+        if not row:
+            return self.count(**filters)
+        return len(self._write(self._update, tuple(row), shape, values=[*row.values(), *values], entry=_entry))
+
+    def delete(self, *clauses, _entry=None, **filters):
+        """Remove the rows that match; tells whether there were any."""
+        shape, values = self._shape(filters)
+        return bool(self._write(self._delete, clauses, shape, values=values, entry=_entry))
+
+    def lock(self):
+        """Keep other writers out of the table, not readers, until the transaction ends; on SQLite they are anyway."""
+        if not self.db.is_sqlite:
+            self.db.driver.execute(f'LOCK TABLE "{self.name}" IN SHARE ROW EXCLUSIVE MODE')
+
+    def _query(self, build, clauses, _limit=None, _offset=0, order_by=(), _columns=(), _after=(), **filters):
+        """Give the statement of a shape, and its values."""
+        shape, values = self._shape(filters)
+        options = tuple(ensure_strings(order_by)), tuple(_columns), len(_after), _limit is not None, bool(_offset)
+        statement = self._compiled(build, clauses, shape, *options)
+        return statement, [*values, *_after, *((_limit,) if options[3] else ()), *((_offset,) if _offset else ())]
+
+    def _shape(self, filters):
+        """Give filters as (name, operator, whether there is a value) triples, and the values."""
+        shape, values = [], []
+        for name, given in filters.items():
+            if isinstance(given, (list, tuple, set)):
+                given = {"in": given}
+            elif not isinstance(given, dict):
+                given = {"=": given}
+            for operator, value in given.items():
+                if operator in ("between", ".."):
+                    shape += ((name, ">=", True), (name, "<=", True))
+                    values += value
+                    continue
+                if operator in ("in", "notin"):
+                    value = self._many_values(operator, value)
+                shape.append((name, operator, value is not None))
+                if value is not None:
+                    values.append(value)
+        return tuple(shape), values
+
+    def _many_values(self, operator, values):
+        """Give values as the one parameter that they are sent in."""
+        if not isinstance(values, (list, tuple, set)):
+            raise QueryError(f"{operator!r} filter requires a list, got {type(values)}")
+        return json.dumps(list(values)) if self.db.is_sqlite else list(values)
+
+    def _compile(self, build, *shape):
+        """Compile the statement that ``build(bind, *shape)`` makes; ``bind(type)`` is the place of the next value."""
+        places = []
+
+        def bind(kind):
+            places.append(bindparam(f"value_{len(places)}", type_=kind))
+            return places[-1]
+
+        return Statement(self.db, build(bind, *shape), len(places))
+
+    def _where(self, bind, clauses, shape):
+        """Give the condition of filters; as with dataset, none holds of a column that is not there."""
+        conditions = list(clauses)
+        for names, operator, valued in shape:
+            places = [self.table.c.get(self._get_column_name(name)) for name in names.split("|")]
+            kind = None if places[0] is None else places[0].type
+            many = kind is not None and operator in ("in", "notin") and not self.db.is_sqlite
+            value = bind(ARRAY(type(kind)()) if many else kind) if valued else None
+            known = [self._generate_clause(place.name, operator, value) for place in places if place is not None]
+            conditions.append(or_(False, *known))
+        return and_(True, *conditions)
+
+    def _generate_clause(self, column, op, value):
+        """Give a condition, by dataset's operators and ours."""
+        place = self.table.c[column]
+        if op == "contains":
+            find = func.instr if self.db.is_sqlite else func.strpos
+            return find(fold(place), fold(value)) > 0
+        if op == "startswith":
+            return func.substr(place, 1, func.length(value)) == value
+        if op == "endswith":
+            return func.substr(place, func.length(place) - func.length(value) + 1) == value
+        if op in ("in", "notin"):
+            if self.db.is_sqlite:
+                values = select(func.json_each(value).table_valued("value").c.value)
+                return place.in_(values) if op == "in" else place.not_in(values)
+            return place == any_(value) if op == "in" else place != all_(value)
+        return super()._generate_clause(column, op, value)
+
+    def _select(self, bind, clauses, shape, order, columns, after, limited, offset):
+        """Give the statement for the rows in order, from where a page begins.
+
+        A page begins behind a row: among those that equal it in the first columns of the order and lie beyond in the
+        next. Each such set is a range of an index, which one condition with OR would not be.
+        """
+        named = self.table.c
+        where = self._where(bind, clauses, shape)
+        order = [(self._get_column_name(each.lstrip("-")), each.startswith("-")) for each in order]
+        order = [(name, falling) for name, falling in order if name in named]
+        values = [bind(named[name].type) for name, _ in order[:after]]
+        limit = bind(Integer()) if limited else None
+
+        def pick(named):
+            return select(*(named[name] for name in columns or self.table.c.keys()))
+
+        def cut(statement, named):
+            orders = (named[name].desc() if falling else named[name] for name, falling in order)
+            return statement.order_by(*orders).limit(limit)
+
+        if not after:
+            return cut(pick(named).where(where), named).offset(bind(Integer()) if offset else None)
+        parts = []
+        for last, (name, falling) in reversed(list(enumerate(order[:after]))):
+            equal = [named[name] == value for (name, _), value in zip(order[:last], values, strict=False)]
+            beyond = named[name] < values[last] if falling else named[name] > values[last]
+            rows = select(self.table).where(where, *equal, beyond)
+            parts.append(select(cut(rows, named).subquery()))
+        rows = union_all(*parts).subquery()
+        return cut(pick(rows.c), rows.c)
+
+    def _count(self, bind, clauses, shape, *_):
+        """Give the statement that counts."""
+        return select(func.count().label("count")).select_from(self.table).where(self._where(bind, clauses, shape))
+
+    def _gather(self, bind, *shape):
+        """Give the statement for the rows of `_select` as one text of JSON."""
+        rows = self._select(bind, *shape).subquery("rows")
+        if self.db.is_sqlite:
+            pairs = chain.from_iterable((literal_column(f"'{each.name}'"), each) for each in rows.c)
+            array = func.json_group_array(func.json_object(*pairs))
+        else:
+            array = cast(func.json_agg(rows.table_valued()), Text)
+        return select(func.coalesce(array, "[]").label("text"))
+
+    def _places(self, bind, names, kind=lambda kind: kind):
+        """Give the places of a row's values by column; as with dataset, those of other names are dropped."""
+        places = {self._get_column_name(name): bind for name in names}
+        found = {}
+        for name in places:
+            known = name in self.table.c
+            place = bind(kind(self.table.c[name].type) if known else None)
+            if known:
+                found[name] = place
+        return found
+
+    def _insert(self, bind, names, keys=None, replace=False):
+        """Give the statement that adds a row."""
+        return self._or_else(self._new().values(self._places(bind, names)), keys, replace)
+
+    def _insert_all(self, bind, names, keys=None, replace=False):
+        """Give the statement that adds many rows, on PostgreSQL from arrays by column."""
+        places = self._places(bind, names, lambda kind: ARRAY(type(kind)()))
+        source = func.unnest(*places.values()).table_valued(*places).render_derived()
+        return self._or_else(self._new().from_select([*places], select(*source.c)), keys, replace)
+
+    def _new(self):
+        """Give the database's own kind of INSERT, which knows of conflicts."""
+        return (sqlite if self.db.is_sqlite else postgresql).insert(self.table)
+
+    def _or_else(self, statement, keys, replace):
+        """Add to an INSERT what is done about a row that has the same `keys`."""
+        if keys is None:
+            return statement
+        if not replace:
+            return statement.on_conflict_do_nothing(index_elements=keys)
+        others = {each.name: statement.excluded[each.name] for each in self.table.c if each.name not in keys}
+        return statement.on_conflict_do_update(index_elements=keys, set_=others)
+
+    def _update(self, bind, names, shape):
+        """Give the statement that changes rows."""
+        values = self._places(bind, names)
+        return self.table.update().values(values).where(self._where(bind, (), shape))
+
+    def _delete(self, bind, clauses, shape):
+        """Give the statement that removes rows."""
+        return self.table.delete().where(self._where(bind, clauses, shape))
+
+    def _write(self, build, *shape, values, entry=None):
+        """Run a statement that writes; gives its rows, of which there are entries in the journal too."""
+        statement = self._compiled(self._returning, build, entry and tuple(entry), *shape)
+        if entry is None or self.db.is_sqlite:
+            rows = statement(values)
+            if entry and rows:
+                self.journal.insert_many([{**entry, **row} for row in rows])
+            return rows
+        return statement([*values, *entry.values()])
+
+    def _returning(self, bind, build, entry, *shape):
+        """Give a statement that writes and gives the rows' keys, or what the journal keeps of them.
+
+        PostgreSQL writes the entries in the same statement, and waits for its turn just before: so their ids become
+        visible in their order, and whoever waits for a row has not got that turn yet: no two wait for each other.
+        """
+        statement = build(bind, *shape)
+        if entry is None:
+            return statement.returning(*(self.table.primary_key or [*self.table.c][:1]))
+        journal = self.journal.table
+        names = [each.name for each in self.table.c if each.name in journal.c]
+        statement = statement.returning(*(self.table.c[name] for name in names))
+        if self.db.is_sqlite:
+            return statement
+        changed = statement.cte("changed")
+        queued = select(changed, func.pg_advisory_xact_lock(LOCK).label("turn")).cte("queued")
+        source = select(*(bind(journal.c[name].type) for name in entry), *(queued.c[name] for name in names))
+        entries = journal.insert().from_select([*entry, *names], source).cte("entries")
+        return select(*changed.c).add_cte(entries)
+
+    def _write_many(self, rows, *conflict):
+        """Insert many rows: on SQLite one after the other by one statement, on PostgreSQL all at once."""
+        rows = list(rows)
+        names = tuple(dict.fromkeys(chain.from_iterable(rows)))
+        if not rows:
+            return
+        if self.db.is_sqlite:
+            self._compiled(self._insert, names, *conflict).many([row.get(name) for name in names] for row in rows)
+        else:
+            self._compiled(self._insert_all, names, *conflict)([[row.get(name) for row in rows] for name in names])
+
+    def _key_of(self, rows):
+        """Give the primary key of the row that was written, True where there is none, False where no row was."""
+        key = next(iter(self.table.primary_key), None)
+        return bool(rows) and (key is None or rows[0][key.name])
 
 
 class Statement:
     """A statement, compiled once and sent straight to the driver, at a fifth of its cost by way of SQLAlchemy."""
 
-    def __init__(self, db, statement):
+    def __init__(self, db, statement, number):
+        """Compile a statement whose values are the `number` places ``value_0``, ``value_1`` …."""
         compiled = statement.compile(db.engine)
         self.db = db
         self.sql = str(compiled)
-        self.fixed = compiled.params
-        self.order = compiled.positiontup
+        self.names = [each.name for each in statement.exported_columns]
+        own = {f"value_{index}": index for index in range(number)}
+        others = [name for name in compiled.positiontup if name not in own]
+        self.fixed = [compiled.params[name] for name in others]
+        places = {**own, **{name: number + index for index, name in enumerate(others)}}
+        self.order = [places[name] for name in compiled.positiontup]
 
-    def __call__(self, **parameters):
+    def __call__(self, values):
         """Run the statement in this thread's transaction; gives its rows as dictionaries, none where it has none."""
-        cursor = self.db.driver.execute(self.sql, self.bind(parameters))
-        if cursor.description is None:
-            return []
-        names = [column[0] for column in cursor.description]
-        return [dict(zip(names, row)) for row in cursor]  # noqa: B905 - as long as each other
+        cursor = self.db.driver.execute(self.sql, self.bind(values))
+        return [dict(zip(self.names, row)) for row in cursor] if self.names else []  # noqa: B905 - as long
+
+    def stream(self, values, step):
+        """Run the statement; gives its rows one by one, of which `step` are fetched at once."""
+        driver = self.db.driver
+        with closing(driver.cursor() if self.db.is_sqlite else driver.cursor("stream")) as cursor:
+            cursor.execute(self.sql, self.bind(values))
+            while rows := cursor.fetchmany(step):
+                for row in rows:
+                    yield dict(zip(self.names, row))  # noqa: B905 - as long
 
     def many(self, rows):
-        """Run the statement for each of `rows`, which are parameters by name, as they come."""
-        self.db.driver.cursor().executemany(self.sql, map(self.bind, rows))
+        """Run the statement for the values of each row, as they come."""
+        self.db.driver.executemany(self.sql, map(self.bind, rows))
 
-    def bind(self, parameters):
-        """Give the parameters as the driver wants them."""
-        values = {**self.fixed, **parameters}
-        return [values[name] for name in self.order] if self.order else values
+    def bind(self, values):
+        """Give the values, and those that never change, in the driver's order."""
+        values = [*values, *self.fixed]
+        return [values[place] for place in self.order]
 
 
 class StoragePlugin:
@@ -277,7 +647,10 @@ class StoragePlugin:
         def wrapper(*args, **kwargs):
             try:
                 with Transaction(db, writing):
-                    result = callback(*args, **kwargs, **wanted)
+                    try:
+                        result = callback(*args, **kwargs, **wanted)
+                    finally:
+                        db.settle()
                     return stream_or_whole(result, db) if isgenerator(result) else result
             except (exc.SQLAlchemyError, db.dbapi.Error) as error:
                 raise unavailable(error, db.dbapi) from error
