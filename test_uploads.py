@@ -56,6 +56,7 @@ FINE_UPLOADS = {
     "CRLF": (CSV, lines(BMW, AUDI)),
     "LF": (CSV, lines(BMW, AUDI, end="\n")),
     "no line end at the end": (CSV, lines(BMW, AUDI).rstrip()),
+    "white space": (JSON, json.dumps(TWO_CARS).replace("}", "}" + " " * MIB)),
     "BOM": (CSV, "\ufeff" + lines(BMW, AUDI)),
     "BOM and semicolons": (CSV, "\ufeff" + lines(BMW, AUDI).replace(",", ";")),
     "semicolons and LF": (CSV, lines(BMW, AUDI, end="\n").replace(",", ";")),
@@ -141,6 +142,8 @@ WRONG_CSV = {
     "column twice": (lines(row() + ",y", header=HEADER + ",stock"), "line 1"),
     "no header": (lines(AUDI, header=BMW), "line 1"),
     "JSON": (items({}), "line 1"),
+    "longer than any car": (lines(BMW, row() + "," * MIB, AUDI), "line 3: must be CSV"),
+    "longer in many lines": (lines(BMW, ",".join(['"\n"'] * MIB), AUDI), "line 3: must be CSV"),
     "not UTF-8": (lines(BMW, row(mark="Škoda")).encode("cp1250"), ""),
 }
 WRONG_JSON = {
@@ -158,6 +161,7 @@ WRONG_JSON = {
     "cut": (items({}, end=""), ""),
     "followed by more": (items({}, end="][]"), ""),
     "nested": ("[" * 100000, ""),
+    "longer than any car": (items({}, {"mark": [[]] * MIB}), "item 2: must be JSON"),
     "not UTF-8": (items({}).encode() + b"\xff", ""),
     "twice": (items({}, {}, {"mark": "Kia 0"}), "item 3: mark"),
     "twice in two forms": (items({"mark": DECOMPOSED}, {"mark": COMPOSED}), "item 2: mark"),

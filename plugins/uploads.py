@@ -159,11 +159,14 @@ def json_items(body):
     reader = io.TextIOWrapper(io.BytesIO(array[1:-1].strip()), encoding="utf-8", newline="")
     text, at, number = reader.read(LIMIT), 0, 0
     while at < len(text):
-        if number and not (comma := COMMA.match(text, at)):
-            raise ValueError("body: must be a JSON array")
+        if number:
+            comma = COMMA.match(text, at)
+            if not comma:
+                raise ValueError("body: must be a JSON array")
+            at = comma.end()
         number += 1
         try:
-            values, at = decoder.raw_decode(text, comma.end() if number > 1 else 0)
+            values, at = decoder.raw_decode(text, at)
         except (ValueError, RecursionError):
             yield number, ValueError("must be JSON")
             return
