@@ -369,6 +369,7 @@ def test_other_origin_may_read_nothing(make_app, allowed, origins):
         *[(PROXY, PROXY, forwarded, "203.0.113.9") for forwarded in ("203.0.113.9:65535", "[203.0.113.9]")],
         *[(PROXY, PROXY, f, "2001:db8::1") for f in ("2001:db8::1", "x, [2001:db8::1]:80", "[2001:DB8::1]")],
         *[(PROXY, PROXY, forwarded, PROXY) for forwarded in ("x, unknown", "203.0.113.9 x", "203.0.113.9:", "")],
+        (PROXY, f"::ffff:{PROXY}", "203.0.113.9", "203.0.113.9"),
         *[(trusted, "192.0.2.2", "203.0.113.9", "192.0.2.2") for trusted in (None, PROXY)],
     ],
 )
@@ -379,6 +380,22 @@ def test_only_the_proxy_names_another_client(make_app, caplog, trusted, remote, 
     testapp.get("/health", headers={"X-Forwarded-For": forwarded}, extra_environ={"REMOTE_ADDR": remote})
 
     assert caplog.messages[-1].split()[0] == address
+
+
+@pytest.mark.parametrize(
+    ("remote", "scheme", "told"),
+    [
+        *[(PROXY, "https", "max-age=86400"), (PROXY, "HTTPS", "max-age=86400"), ("192.0.2.2", "https", None)],
+        *[(PROXY, scheme, None) for scheme in ("http", "", "https, http", "evil")],
+    ],
+)
+def test_only_who_came_by_https_is_told_to_keep_to_it(make_app, remote, scheme, told):
+    testapp = TestApp(make_app(trusted_proxy=PROXY))
+
+    for path, status in ("/health", 200), ("/nothing", 404):
+        headers, environ = {"X-Forwarded-Proto": scheme}, {"REMOTE_ADDR": remote}
+        answer = testapp.get(path, headers=headers, extra_environ=environ, status=status)
+        assert answer.headers.get("Strict-Transport-Security") == told
 
 
 def test_secret_that_is_made(tmp_path):

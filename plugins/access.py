@@ -6,7 +6,8 @@ Plugins do not run for a 404, nor hooks for an unhandled fault, so this one wrap
 
 The line: ``address identity method path status milliseconds request-id``. An answer that is streamed is logged when its
 last byte was handed over. Of a trusted proxy the last address in ``X-Forwarded-For`` is believed, and its
-``X-Forwarded-Proto``. What clients send is logged in printable ASCII, so that no line can be forged.
+``X-Forwarded-Proto``: browsers that came by HTTPS are told to keep to it (RFC 6797). What clients send is logged in
+printable ASCII, so that no line can be forged.
 """
 
 import logging
@@ -56,7 +57,8 @@ class AccessPlugin:
         request_id = environ.get("HTTP_X_REQUEST_ID", "")
         if not REQUEST_ID.fullmatch(request_id):
             request_id = secrets.token_hex(8)
-        if self.trusted_proxy in ("*", environ.get("REMOTE_ADDR")):
+        remote = environ.get("REMOTE_ADDR", "").removeprefix("::ffff:")  # what IPv4 is on a socket for both
+        if self.trusted_proxy in ("*", remote):
             believe_proxy(environ)
         status = "500"
 
@@ -64,6 +66,8 @@ class AccessPlugin:
             nonlocal status
             status = line[:3]
             headers += [("X-Request-ID", request_id), ("X-Content-Type-Options", "nosniff")]
+            if environ["wsgi.url_scheme"] == "https":
+                headers.append(("Strict-Transport-Security", "max-age=86400"))  # a day from the last answer
             return start_response(line, headers, exc_info)
 
         def finish():
