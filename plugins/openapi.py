@@ -28,7 +28,7 @@ from bottle import PluginError
 
 from plugins.answers import JSON, Answer
 from plugins.bodies import NOT_JSON, fields, tidy_named
-from plugins.uploads import CSV_TYPE, NEITHER, Upload
+from plugins.uploads import CSV_TYPE, NEITHER, TOO_MANY, Upload
 
 ASSETS = Path(find_spec("swagger_ui").origin).parent / "static"
 REFERENCE = "#/components/schemas/{name}"
@@ -175,6 +175,8 @@ class OpenAPIPlugin:
         if body:
             answers.append(Answer(413, {"Error": f"Body is larger than {body.limit} bytes"}))
             answers.append(Answer(415, {"Error": NEITHER if is_upload else NOT_JSON}))
+        if is_upload:
+            answers.append(Answer(413, {"Error": TOO_MANY.format(body)}))
         found = {}
         for answer in answers:
             self.describe(answer, found.setdefault(str(answer.status), {"description": phrase(answer.status)}))

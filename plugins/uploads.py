@@ -42,6 +42,7 @@ from plugins.bodies import (
 CSV_TYPE = "text/csv"
 NEITHER = "Content-Type must be application/json or text/csv"
 COMMA = re.compile(r"\s*,\s*", re.ASCII)
+TOO_MANY = "body: more than {0.most} {0.noun}; send them in several uploads"
 MAX_ERRORS = 100  # that one answer lists
 
 
@@ -114,7 +115,7 @@ class Upload:
         """Add rows one by one, given as place and values, or what is wrong with each; raises the 413 for too many."""
         for count, (place, values) in enumerate(rows, 1):
             if count > self.most:
-                raise HTTPError(413, f"body: more than {self.most} {self.noun}; send them in several uploads")
+                raise HTTPError(413, TOO_MANY.format(self))
             try:
                 self.add(place, values)
             except ValueError as error:
