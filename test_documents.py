@@ -1,13 +1,15 @@
-"""What is said of the API: by itself in `/openapi.json`, on the page for it, and in the Postman collection."""
+"""What is said of the API: by itself in `/openapi.json`, on the page for it, in the Postman collection and README."""
 
 import importlib.util
 import json
 import re
+from dataclasses import fields
 from urllib.parse import urljoin
 
 import pytest
 
-from conftest import CAR, CREDENTIALS, FILTERS, HERE, TestApp, assert_error, assert_json
+import dealer
+from conftest import CAR, CREDENTIALS, FIELDS, FILTERS, HERE, TestApp, assert_error, assert_json
 from plugins.listings import OPERATORS
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -389,3 +391,47 @@ def test_collection_has_every_operator(requests):
     queries = "&".join(path.partition("?")[2] for _, path, _ in requests)
 
     assert {operator for operator in OPERATORS if operator and f"__{operator}=" not in queries} == set()
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# README
+# ----------------------------------------------------------------------------------------------------------------------
+
+ANYWHERE = {400, 401, 413, 415, 500, 503}  # said once, below the table
+
+
+def rows(heading):
+    """Give the rows of the tables under a heading of README, each with the words that stand there as code."""
+    section = (HERE / "README.md").read_text().partition(f"\n{heading}\n")[2].partition("\n## ")[0]
+    return [(row, re.findall(r"`([^`]+)`", row)) for row in section.splitlines() if row.startswith("| `")]
+
+
+def test_readme_has_every_route_with_its_statuses(lasting_app, operations):
+    shown = {" ".join(words[0].split()[:2]): set(re.findall(r"`(\d{3})`", row)) for row, words in rows("## API")}
+
+    routes = {f"{route.method} " + re.sub(r"<(\w+).*>", r"<\1>", route.rule) for route in lasting_app.routes}
+    assert {route for route in routes if not route.startswith("GET /docs/")} <= shown.keys()
+    for name, each in operations.items():
+        statuses = set(each["responses"]) - set(map(str, ANYWHERE))
+        assert statuses <= shown[name.replace("{mark}", "<mark>")], name
+
+
+def test_readme_has_every_status_that_any_route_can_give():
+    section = (HERE / "README.md").read_text().partition("\n## API\n")[2].partition("\n## ")[0]
+
+    assert set(map(str, ANYWHERE | {404, 405})) <= set(re.findall(r"`(\d{3})`", section.partition("Besides")[2]))
+
+
+def test_readme_has_every_operator_and_parameter(operations):
+    words = {word for _, found in rows("## API") for word in found}
+
+    assert {operator for operator in OPERATORS if operator} <= words
+    taken = {each["name"] for each in operations["GET /stock"]["parameters"] if "__" not in each["name"]}
+    assert taken - {"after", "If-None-Match", *FIELDS} <= {word.partition("=")[0] for word in words}
+
+
+def test_readme_has_every_setting_with_its_default():
+    shown = {words[0]: row.split(" | ")[1] for row, words in rows("## Running it for a dealer")}
+
+    for field in fields(dealer.Settings):
+        assert shown[field.name.upper()] == field.metadata["shown"]
