@@ -288,6 +288,7 @@ QUERIES = {  # what is asked, and which of these cars come, in order
     "One of several": ({"mark__in": '"BMW ""M3"", Touring {{run}}",Audi A4 {{run}}'}, [FIRST, SECOND]),
     "Begins with": ({"mark__startswith": "Lada"}, [THIRD]),
     "Contains, in any case": ({"stock__contains": "ОСС"}, [THIRD]),
+    "Search in all texts": ({"search": "нива"}, [THIRD]),
     "None that match": ({"stock": "Atlantis"}, []),
 }
 BAD_QUERIES = {
