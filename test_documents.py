@@ -3,13 +3,26 @@
 import importlib.util
 import json
 import re
+import subprocess
 from dataclasses import fields
 from urllib.parse import urljoin
 
 import pytest
 
 import dealer
-from conftest import CAR, CREDENTIALS, FIELDS, FILTERS, HERE, TestApp, assert_error, assert_json
+from conftest import (
+    CAR,
+    CREDENTIALS,
+    FIELDS,
+    FILTERS,
+    HERE,
+    TestApp,
+    assert_error,
+    assert_json,
+    open_app,
+    run,
+    sqlite_store,
+)
 from plugins.listings import OPERATORS
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -402,10 +415,14 @@ def test_collection_has_every_operator_and_parameter(requests, operations):
 ANYWHERE = {400, 401, 413, 415, 500, 503}  # said once, below the table
 
 
+def section(heading):
+    """Give what stands under a heading of README."""
+    return (HERE / "README.md").read_text().partition(f"\n{heading}\n")[2].partition("\n## ")[0]
+
+
 def rows(heading):
     """Give the rows of the tables under a heading of README, each with the words that stand there as code."""
-    section = (HERE / "README.md").read_text().partition(f"\n{heading}\n")[2].partition("\n## ")[0]
-    return [(row, re.findall(r"`([^`]+)`", row)) for row in section.splitlines() if row.startswith("| `")]
+    return [(row, re.findall(r"`([^`]+)`", row)) for row in section(heading).splitlines() if row.startswith("| `")]
 
 
 def test_readme_has_every_route_with_its_statuses(lasting_app, operations):
@@ -419,9 +436,9 @@ def test_readme_has_every_route_with_its_statuses(lasting_app, operations):
 
 
 def test_readme_has_every_status_that_any_route_can_give():
-    section = (HERE / "README.md").read_text().partition("\n## API\n")[2].partition("\n## ")[0]
+    below = section("## API").partition("Besides")[2]
 
-    assert set(map(str, ANYWHERE | {404, 405})) <= set(re.findall(r"`(\d{3})`", section.partition("Besides")[2]))
+    assert set(map(str, ANYWHERE | {404, 405})) <= set(re.findall(r"`(\d{3})`", below))
 
 
 def test_readme_has_every_operator_and_parameter(operations):
@@ -439,3 +456,21 @@ def test_readme_has_every_setting_with_its_default():
 
     for field in fields(dealer.Settings):
         assert shown[field.name.upper()] == field.metadata["shown"]
+
+
+def test_backup_is_restored_as_readme_says(tmp_path, account):
+    store, token = sqlite_store(tmp_path), {"Authorization": f"Bearer {account.token}"}
+    with open_app(store) as app:
+        store.insert("users", account.row)
+        TestApp(app).post_json("/auto/BMW", CAR, headers=token, status=201)
+        run("backup", str(tmp_path / "backup.db"), DATABASE_URL=store.url)
+        TestApp(app).delete("/auto/BMW", headers=token, status=202)
+        TestApp(app).post_json("/auto/Audi", CAR, headers=token, status=201)
+        left = (tmp_path / "dealer.db-wal").read_bytes()
+    (tmp_path / "dealer.db-wal").write_bytes(left)  # as a server leaves it that was killed
+
+    (restore,) = re.findall(r"```sh\n(.*backup\.db.*)\n```", section("## Running it for a dealer"))
+    subprocess.run(["sh", "-c", restore.replace("/var/lib/dealer", str(tmp_path))], cwd=tmp_path, check=True)
+
+    with open_app(store) as app:
+        assert_json(TestApp(app).get("/stock", headers=token), 200, [{"mark": "BMW", **CAR}])
