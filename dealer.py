@@ -607,6 +607,7 @@ def autos_put(created, updated):
 DECLARED = ("public", "lane", "answers", "parameters")  # what a route says of itself to plugins
 routes = Bottle()
 IF_MATCH = header_parameter("If-Match", "Change the car only if it still has one of these entity tags")
+CONDITIONS = [IF_MATCH, header_parameter("If-None-Match", "Change the car only if it has none of these entity tags")]
 IF_NONE_MATCH = header_parameter("If-None-Match", "Answer 304 if the car still has one of these entity tags")
 LISTING = list(listing_parameters(Car))
 PAGING = [
@@ -680,7 +681,7 @@ def find_auto(mark, autos):
     return car
 
 
-@routes.post("/auto/" + MARK, lane="writes", answers=[AUTO_CREATED, AUTO_EXISTS])
+@routes.post("/auto/" + MARK, lane="writes", answers=[AUTO_CREATED, AUTO_EXISTS, AUTO_CHANGED], parameters=[IF_MATCH])
 def create_auto(mark, car: Car, identity, autos):
     """Add one car."""
     if "If-Match" in request.headers and not autos.known([mark]):
@@ -690,7 +691,7 @@ def create_auto(mark, car: Car, identity, autos):
     return AUTO_CREATED
 
 
-@routes.put("/auto/" + MARK, lane="writes", answers=[AUTO_UPDATED, AUTO_NOT_FOUND, AUTO_CHANGED], parameters=[IF_MATCH])
+@routes.put("/auto/" + MARK, lane="writes", answers=[AUTO_UPDATED, AUTO_NOT_FOUND, AUTO_CHANGED], parameters=CONDITIONS)
 def update_auto(mark, car: Car, identity, autos):
     """Replace the data of one car."""
     autos.update(mark, given(car), by=identity, version=wanted_version())
@@ -698,7 +699,7 @@ def update_auto(mark, car: Car, identity, autos):
 
 
 @routes.route(
-    "/auto/" + MARK, "PATCH", lane="writes", answers=[AUTO_UPDATED, AUTO_NOT_FOUND, AUTO_CHANGED], parameters=[IF_MATCH]
+    "/auto/" + MARK, "PATCH", lane="writes", answers=[AUTO_UPDATED, AUTO_NOT_FOUND, AUTO_CHANGED], parameters=CONDITIONS
 )
 def patch_auto(mark, changes: Changes, identity, autos):
     """Change some of the data of one car."""
@@ -707,7 +708,7 @@ def patch_auto(mark, changes: Changes, identity, autos):
 
 
 @routes.delete(
-    "/auto/" + MARK, lane="writes", answers=[AUTO_DELETED, AUTO_NOT_FOUND, AUTO_CHANGED], parameters=[IF_MATCH]
+    "/auto/" + MARK, lane="writes", answers=[AUTO_DELETED, AUTO_NOT_FOUND, AUTO_CHANGED], parameters=CONDITIONS
 )
 def delete_auto(mark, identity, autos):
     """Remove one car."""

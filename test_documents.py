@@ -37,7 +37,7 @@ STATUSES = {
     "POST /logout": {202, 401},
     "DELETE /account": {202, 401, 403, 429, *BODY},
     "GET /auto/{mark}": {200, 304, 400, 401, 404},
-    "POST /auto/{mark}": {201, 401, *BODY},
+    "POST /auto/{mark}": {201, 401, 412, *BODY},
     "PUT /auto/{mark}": {202, 401, 404, 412, *BODY},
     "PATCH /auto/{mark}": {202, 401, 404, 412, *BODY},
     "DELETE /auto/{mark}": {202, 400, 401, 404, 412},

@@ -363,7 +363,9 @@ UPLOADS = [
 
 IF_OLD, IF_NEW = {"If-Match": "{{old_etag}}"}, {"If-Match": '"other", {{etag}}'}
 CHANGES = [("PUT", CAR), ("PATCH", {"distance": 1}), ("DELETE", None)]
+ANY = {"If-Match": "*"}
 SAFELY = [
+    Step("Create only what is there", "POST " + at(SAFE), dealer.AUTO_CHANGED, CAR, headers=ANY),
     create(SAFE),
     get(SAFE, checks=like("ETag", '/^"[^"]+"$/'), keep={**KEEP_TAG, "old_etag": KEEP_TAG["etag"]}),
     Step("Get what has not changed", "GET " + at(SAFE), 304, headers={"If-None-Match": "{{etag}}"}, checks=NO_BODY),
@@ -380,7 +382,8 @@ SAFELY = [
     ),
     Step("PATCH without a field", "PATCH " + at(SAFE), (400, "body: "), {}),
     Step("PATCH what has not changed", "PATCH " + at(SAFE), dealer.AUTO_UPDATED, {"handler": "Other"}, headers=IF_NEW),
-    Step("PUT whatever is there", "PUT " + at(SAFE), dealer.AUTO_UPDATED, CAR, headers={"If-Match": "*"}),
+    Step("PUT whatever is there", "PUT " + at(SAFE), dealer.AUTO_UPDATED, CAR, headers=ANY),
+    Step("PUT only what is not there", "PUT " + at(SAFE), dealer.AUTO_CHANGED, CAR, headers={"If-None-Match": "*"}),
     get(SAFE, keep=KEEP_TAG),
     delete(SAFE, headers=IF_NEW),
 ]
