@@ -378,23 +378,26 @@ class Users:
     def change(self, user, **values):
         """Change an account, and tell whether that was done: not if somebody else has changed it meanwhile."""
         row = {"username": user["username"], **values}
-        return bool(self.accounts.update(row, ["username"], password=user["password"], session=user["session"]))
+        with self.db.writing(single=True):
+            return bool(self.accounts.update(row, ["username"], password=user["password"], session=user["session"]))
 
     def log_out(self, username):
         """End every token of an account."""
-        self.accounts.update({"username": username, "session": new_session()}, ["username"])
+        with self.db.writing(single=True):
+            self.accounts.update({"username": username, "session": new_session()}, ["username"])
 
     def delete(self, username, password, address):
         """Remove an account, and with it every token; gives whether the password was right."""
         user = self.verify(username, password, address)
-        return bool(user) and self.accounts.delete(**user)
+        with self.db.writing(single=True):
+            return bool(user) and self.accounts.delete(**user)
 
-    def confirm(self, claims, judge):
-        """Have ``judge(account)`` look at the account of a token, None where it or its session has ended.
+    def confirm(self, claims, refuse):
+        """Have ``refuse()`` called where the account of a token, or its session, has ended.
 
-        That is done in the transaction that serves the request, before all else.
+        That is looked at in the transaction that serves the request, before all else.
         """
-        self.db.expect(judge, "users", username=claims["sub"], session=claims["session"])
+        self.db.expect(refuse, "users", username=claims["sub"], session=claims["session"])
 
 
 def new_session():
@@ -466,7 +469,8 @@ class Autos:
 
     def find(self, mark):
         """Give a car, with its version, as a dictionary; raises `UnknownAuto`."""
-        car = self.cars.find_one(mark=mark)
+        with self.db.reading(single=True):
+            car = self.cars.find_one(mark=mark)
         if car is None:
             raise UnknownAuto(mark)
         return car
@@ -474,24 +478,26 @@ class Autos:
     def create(self, car, by):
         """Add a car; raises `AutoExists`."""
         row = {**car, "version": new_version()}
-        if not self.cars.insert_ignore(row, ["mark"], _entry=act("created", by)):
+        with self.db.writing(single=True):
+            created = self.cars.insert_ignore(row, ["mark"], _entry=act("created", by))
+        if not created:
             raise AutoExists(car["mark"])
 
     def update(self, mark, values, by, version=ANY):
         """Change some or all values of a car; raises `UnknownAuto` or `AutoChanged`."""
         row = {"mark": mark, **values, "version": new_version()}
-        if not self.cars.update(row, ["mark"], _entry=act("updated", by), version=version):
-            self.refuse(mark)
+        with self.db.writing(single=True):
+            self.done(mark, self.cars.update(row, ["mark"], _entry=act("updated", by), version=version))
 
     def delete(self, mark, by, version=ANY):
         """Remove a car; raises `UnknownAuto` or `AutoChanged`."""
-        if not self.cars.delete(mark=mark, _entry=act("deleted", by), version=version):
-            self.refuse(mark)
+        with self.db.writing(single=True):
+            self.done(mark, self.cars.delete(mark=mark, _entry=act("deleted", by), version=version))
 
-    def refuse(self, mark):
-        """Raise what kept a car from being changed."""
-        self.find(mark)
-        raise AutoChanged(mark)
+    def done(self, mark, done):
+        """Raise what kept a car from being changed, where that was not done."""
+        if not done:
+            raise AutoChanged(mark) if self.cars.count(mark=mark) else UnknownAuto(mark)
 
     def known(self, marks):
         """Give those of `marks` that there are cars with, as a set, which stays true in this transaction."""
@@ -504,7 +510,10 @@ class Autos:
         version, created, updated = new_version(), act("created", by), act("updated", by)
         self.cars.upsert_many([{**car, "version": version} for car in cars.values()], ["mark"])
         self.db.line_up()
-        self.history.insert_many({**(updated if mark in known else created), **car} for mark, car in cars.items())
+        self.history.insert_many(
+            [{**created, **car} for mark, car in cars.items() if mark not in known]
+            + [{**updated, **car} for mark, car in cars.items() if mark in known]
+        )
         return len(cars) - len(known), len(known)
 
     def count(self, listing):

@@ -3,7 +3,7 @@
 Every route is protected unless it is declared public. A handler that names ``identity`` gets the token's subject, one
 that names ``tokens`` the plugin itself, to make tokens::
 
-    app.install(IdentityPlugin(secret, ttl=3600, confirm=lambda claims, judge: judge(users.get(claims["sub"]))))
+    app.install(IdentityPlugin(secret, ttl=3600, confirm=lambda claims, refuse: claims["sub"] in users or refuse()))
 
     @app.post("/auth", public=True)
     def log_in(tokens):
@@ -13,9 +13,9 @@ that names ``tokens`` the plugin itself, to make tokens::
     def me(identity):
         return identity
 
-`confirm` is given the claims of every valid token, so that an account that ended ends its tokens. It hands the account,
-or None, to ``judge``, which raises what is to be answered: at once, or when a transaction begins. A ``session`` among
-the claims, which `make` puts there, tells the accounts apart that a subject had one after the other.
+`confirm` is given the claims of every valid token, so that an account that ended ends its tokens: it calls ``refuse``
+where there is none, at once or when a transaction begins. A ``session`` among the claims, which `make` puts there,
+tells the accounts apart that a subject had one after the other.
 """
 
 import logging
@@ -40,7 +40,7 @@ class IdentityPlugin:
     api = 2
 
     def __init__(self, secret, ttl, confirm, keyword="identity"):
-        """Take the HMAC `secret`, the seconds `ttl` that a token lives and ``confirm(claims, judge)``."""
+        """Take the HMAC `secret`, the seconds `ttl` that a token lives and ``confirm(claims, refuse)``."""
         self.secret = secret
         self.ttl = ttl
         self.confirm = confirm
@@ -68,7 +68,7 @@ class IdentityPlugin:
         @wraps(callback)
         def wrapper(*args, **kwargs):
             claims = self.identify(request.environ)
-            self.confirm(claims, partial(self.judge, request.environ))
+            self.confirm(claims, partial(self.refuse, request.environ))
             if inject:
                 kwargs[self.keyword] = claims["sub"]
             return callback(*args, **kwargs)
@@ -94,10 +94,9 @@ class IdentityPlugin:
         environ["identity"] = claims["sub"]
         return claims
 
-    def judge(self, environ, account):
+    def refuse(self, environ):
         """Raise the 401 for a token whose account, or its session, is not there any more."""
-        if account is None:
-            raise self.invalid(environ, "account or session has ended")
+        raise self.invalid(environ, "account or session has ended")
 
     def claims(self, environ):
         """Give the claims of the request's token, which is ours and has not expired: no database is asked.

@@ -21,7 +21,8 @@ writers opens a transaction of its own; inside another that has begun it is a pa
     with db.writing():
         ...
 
-A database that cannot be reached, is full or stays locked is a 503 with ``Retry-After``.
+What is a single statement says so, ``reading(single=True)``: around that PostgreSQL needs no transaction, which spares
+it two ways there and back. A database that cannot be reached, is full or stays locked is a 503 with ``Retry-After``.
 """
 
 import json
@@ -32,6 +33,7 @@ from contextlib import closing
 from functools import lru_cache, wraps
 from inspect import isgenerator
 from itertools import chain
+from select import POLLIN, poll
 
 import dataset
 from bottle import HTTPError, PluginError
@@ -40,6 +42,7 @@ from sqlalchemy import (
     ARRAY,
     BigInteger,
     Column,
+    Connection,
     Integer,
     MetaData,
     Text,
@@ -50,6 +53,7 @@ from sqlalchemy import (
     cast,
     event,
     exc,
+    exists,
     func,
     literal_column,
     or_,
@@ -70,7 +74,6 @@ POOL = {"max_overflow": 0, "hide_parameters": True}  # what parameters hold must
 SQLITE = {"connect_args": {"timeout": LOCK_SECONDS, "isolation_level": None, "check_same_thread": False}}
 POSTGRES = {
     "paramstyle": "format",
-    "pool_pre_ping": True,
     "connect_args": {
         "connect_timeout": 3,
         "keepalives_idle": 10,
@@ -85,8 +88,8 @@ POSTGRES = {
 class State(threading.local):
     """What a thread has in hand: its connection, once it has begun, whether it writes, and what is expected of it."""
 
-    connection = driver = writing = expected = None
-    settled = True
+    connection = driver = executable = writing = expected = None
+    single, settled = False, True
 
 
 class Database(dataset.Database):
@@ -107,6 +110,8 @@ class Database(dataset.Database):
         )
         if self.is_sqlite:
             event.listen(self.engine, "connect", add_fold)
+        else:
+            event.listen(self.engine, "checkout", refuse_dead)
         self.declared = (metadata or MetaData()).tables
         self.dbapi = self.engine.dialect.loaded_dbapi
         self.state = State()
@@ -119,17 +124,19 @@ class Database(dataset.Database):
         """
         state = self.state
         if state.driver is None:
-            state.settled = True
             self.begin_transaction()
             if state.expected:
-                judge, table, filters = state.expected
-                judge(self[table].find_one(**filters))
+                refuse, table, filters = state.expected
+                if not self[table].find_one(**filters, _locked=state.writing):
+                    refuse()
         return state.driver
 
     @property
     def executable(self):
         """The SQLAlchemy connection around `driver`, for what `dataset` itself sends."""
-        return self.driver and self.state.connection
+        if self.driver and not self.state.executable:
+            self.state.executable = Connection(self.engine, connection=self.state.connection)
+        return self.state.executable
 
     def begin_transaction(self):
         """Take a connection, and begin a transaction on it as one moment to read, or as a writer.
@@ -140,25 +147,29 @@ class Database(dataset.Database):
         state = self.state
         if state.writing is None:
             raise RuntimeError("Statements belong into reading() or writing()")
-        connection = self.engine.connect()
+        state.settled = True
+        connection = self.engine.raw_connection()
         try:
-            driver = connection.connection.driver_connection
+            driver = connection.driver_connection
             if self.is_sqlite:
                 driver.execute("BEGIN IMMEDIATE" if state.writing else "BEGIN")
             else:
-                driver.read_only = not state.writing
-                driver.isolation_level = None if state.writing else self.dbapi.IsolationLevel.REPEATABLE_READ
+                level = None if state.writing else self.dbapi.IsolationLevel.REPEATABLE_READ
+                wanted = {"autocommit": state.single, "read_only": not state.writing, "isolation_level": level}
+                for name, value in wanted.items():
+                    if getattr(driver, name) != value:  # to set it takes the driver longer
+                        setattr(driver, name, value)
         except BaseException:
             connection.close()
             raise
         state.connection, state.driver = connection, driver
 
-    def expect(self, judge, table, **filters):
-        """Have every transaction of this thread begin with ``judge(row)``, of a row of a table, or None.
+    def expect(self, refuse, table, **filters):
+        """Have every transaction of this thread begin with a look whether a table has a row that matches.
 
-        It raises what is to be answered; nothing else has then been read or written.
+        Where it has none, ``refuse()`` raises what is to be answered; nothing has been read or written then.
         """
-        self.state.expected, self.state.settled = (judge, table, filters), False
+        self.state.expected, self.state.settled = (refuse, table, filters), False
 
     def settle(self):
         """Expect nothing any more; what no transaction has looked at is looked at now."""
@@ -168,6 +179,14 @@ class Database(dataset.Database):
                     self.driver  # noqa: B018 - begins
         finally:
             self.state.expected, self.state.settled = None, True
+
+    def joined(self):
+        """Give what is expected to the only statement of a transaction on PostgreSQL, which shall look itself."""
+        state = self.state
+        if state.single and state.expected and state.driver is None and not self.is_sqlite:
+            self.begin_transaction()
+            return state.expected
+        return None
 
     def line_up(self):
         """Wait until no other transaction that lined up is at work; on SQLite writers have done so when they began."""
@@ -184,18 +203,18 @@ class Database(dataset.Database):
     def _auto_commit(self):
         """Commit nothing: where a transaction ends is said by `reading` and `writing`."""
 
-    def reading(self):
-        """Give a context in which all statements see the same moment."""
-        return Transaction(self, writing=False)
+    def reading(self, single=False):
+        """Give a context in which all statements see the same moment, or of a `single` statement."""
+        return Transaction(self, False, single)
 
-    def writing(self):
-        """Give a context whose changes are kept together; raises `RuntimeError` inside one that reads."""
-        return Transaction(self, writing=True)
+    def writing(self, single=False):
+        """Give a context whose changes are kept together, or of a `single` statement; not inside one that reads."""
+        return Transaction(self, True, single)
 
     def detach(self):
-        """Give this thread's connection, with its transaction, to the caller, who must close it."""
+        """Give this thread's connection, with its transaction, to the caller, who must end both."""
         connection = self.state.connection
-        self.state.connection = self.state.driver = None
+        self.state.connection = self.state.driver = self.state.executable = None
         return connection
 
     def finish(self, commit, sound=True):
@@ -203,20 +222,8 @@ class Database(dataset.Database):
 
         A session that was ended, or a file that could only be read, would fail the next request as well.
         """
-        connection = self.detach()
-        if connection is None:
-            return
-        try:
-            if sound:
-                driver = connection.connection.driver_connection
-                (driver.commit if commit else driver.rollback)()
-        except BaseException:
-            sound = False
-            raise
-        finally:
-            if not sound:
-                connection.invalidate()
-            connection.close()
+        if self.state.connection is not None:
+            end(self.detach(), commit, sound)
 
     def close(self):
         """Give back every connection; the object cannot be used after."""
@@ -230,18 +237,19 @@ class Transaction:
     Inside another transaction of the same kind, or one that has begun, the block is a part of that.
     """
 
-    def __init__(self, db, writing):
+    def __init__(self, db, writing, single=False):
         self.db = db
         self.writing = writing
+        self.single = single and not db.is_sqlite
 
     def __enter__(self):
         state = self.db.state
-        self.outer = state.writing
-        if self.writing and self.outer is False:
+        self.outer = state.writing, state.single
+        if self.writing and state.writing is False:
             raise RuntimeError("A transaction that reads cannot write")
-        self.own = self.outer != self.writing and state.connection is None
+        self.own = state.connection is None and self.outer != (self.writing, self.single)
         if self.own:
-            state.writing = self.writing
+            state.writing, state.single = self.writing, self.single
         return self.db
 
     def __exit__(self, kind, error, traceback):
@@ -251,7 +259,29 @@ class Transaction:
                     commit=kind is None, sound=not isinstance(error, (self.db.dbapi.Error, exc.SQLAlchemyError))
                 )
             finally:
-                self.db.state.writing = self.outer
+                self.db.state.writing, self.db.state.single = self.outer
+
+
+def end(connection, commit, sound=True):
+    """End the transaction of a pool's connection and give it back, or drop it where it is not sound."""
+    try:
+        if sound:
+            (connection.commit if commit else connection.rollback)()
+    except BaseException:
+        sound = False
+        raise
+    finally:
+        if not sound:
+            connection.invalidate()
+        connection.close()
+
+
+def refuse_dead(driver, record, proxy):
+    """Have the pool replace its PostgreSQL connections when one has something to say unasked: the server ended it."""
+    waiting = poll()
+    waiting.register(driver.fileno(), POLLIN)
+    if waiting.poll(0):
+        raise exc.InvalidatePoolError
 
 
 def column(name, kind, **options):
@@ -293,7 +323,7 @@ class Table(dataset.Table):
     both databases; and ``{"name|city": {…}}`` is a filter on either column.
 
     A table whose declaration has ``info={"journal": name}`` keeps one: what is written with an ``_entry``, a
-    dictionary, is written into that table too, with the row as it then is (as it was, where it was deleted).
+    dictionary, is written into that table too, with the row as it then is, or its key where it was deleted.
     """
 
     def __init__(self, db, name):
@@ -312,32 +342,31 @@ class Table(dataset.Table):
         ``_columns`` names those wanted, ``_after`` the values of ``order_by`` behind which to begin: a page by keyset.
         With ``_streamed`` rows are fetched as they are asked for, inside this transaction (dataset opens another one).
         """
-        statement, values = self._query(self._select, clauses, **options)
-        return statement.stream(values, _step) if _streamed else iter(statement(values))
+        shape, values = self._query(clauses, **options)
+        if _streamed:
+            return self._compiled(self._select, *shape).stream(values, _step)
+        return iter(self._run(self._select, shape, values))
 
     def find_one(self, *clauses, **options):
         """Give the first row that matches, or None."""
-        statement, values = self._query(self._select, clauses, _limit=1, **options)
-        return next(iter(statement(values)), None)
+        return next(iter(self._run(self._select, *self._query(clauses, _limit=1, **options))), None)
 
     def count(self, *clauses, **filters):
         """Give how many rows match."""
-        statement, values = self._query(self._count, clauses, **filters)
-        return statement(values)[0]["count"]
+        return self._run(self._count, *self._query(clauses, **filters))[0]["count"]
 
     def json(self, *clauses, **options):
         """Give what `find` gives, with the same arguments, as the text of one JSON array: the database writes it."""
-        statement, values = self._query(self._gather, clauses, **options)
-        return statement(values)[0]["text"]
+        return self._run(self._gather, *self._query(clauses, **options))[0]["text"]
 
     def insert(self, row):
         """Add a row; gives its primary key."""
-        return self._key_of(self._write(self._insert, tuple(row), values=[*row.values()]))
+        return self._key_of(self._write(self._insert, (), tuple(row), values=[*row.values()]))
 
     def insert_ignore(self, row, keys, _entry=None):
         """Add a row; gives its primary key, or False where a unique index over `keys` has one like it."""
         keys = tuple(ensure_strings(keys))
-        return self._key_of(self._write(self._insert, tuple(row), keys, values=[*row.values()], entry=_entry))
+        return self._key_of(self._write(self._insert, (), tuple(row), keys, values=[*row.values()], entry=_entry))
 
     def upsert(self, row, keys):
         """Add a row, or change the one with its `keys`, which have a unique index; gives its primary key.
@@ -346,7 +375,7 @@ class Table(dataset.Table):
         statement on both databases.
         """
         keys = tuple(ensure_strings(keys))
-        return self._key_of(self._write(self._insert, tuple(row), keys, True, values=[*row.values()]))
+        return self._key_of(self._write(self._insert, (), tuple(row), keys, True, values=[*row.values()]))
 
     def insert_many(self, rows):
         """Add many rows in one statement; what a row lacks of the first one's columns is NULL."""
@@ -362,7 +391,7 @@ class Table(dataset.Table):
         shape, values = self._shape({name: row.pop(name, None) for name in ensure_strings(keys)} | filters)
         if not row:
             return self.count(**filters)
-        return len(self._write(self._update, tuple(row), shape, values=[*row.values(), *values], entry=_entry))
+        return len(self._write(self._update, (), tuple(row), shape, values=[*row.values(), *values], entry=_entry))
 
     def delete(self, *clauses, _entry=None, **filters):
         """Remove the rows that match; tells whether there were any."""
@@ -374,12 +403,28 @@ class Table(dataset.Table):
         if not self.db.is_sqlite:
             self.db.driver.execute(f'LOCK TABLE "{self.name}" IN SHARE ROW EXCLUSIVE MODE')
 
-    def _query(self, build, clauses, _limit=None, _offset=0, order_by=(), _columns=(), _after=(), **filters):
-        """Give the statement of a shape, and its values."""
-        shape, values = self._shape(filters)
-        options = tuple(ensure_strings(order_by)), tuple(_columns), len(_after), _limit is not None, bool(_offset)
-        statement = self._compiled(build, clauses, shape, *options)
-        return statement, [*values, *_after, *((_limit,) if options[3] else ()), *((_offset,) if _offset else ())]
+    def _query(self, clauses, _limit=None, _offset=0, order_by=(), _columns=(), _after=(), _locked=False, **filters):
+        """Give the shape of a query, and its values."""
+        where, values = self._shape(filters)
+        order, columns, cut = tuple(ensure_strings(order_by)), tuple(_columns), (_limit is not None, bool(_offset))
+        bounds = [bound for bound, given in zip((_limit, _offset), cut, strict=True) if given]
+        return (clauses, where, order, columns, len(_after), *cut, _locked), [*values, *_after, *bounds]
+
+    def _run(self, build, shape, values):
+        """Give the rows of a query, which looks at what is expected too where it is the only statement."""
+        expected = self.db.joined()
+        if not expected:
+            return self._compiled(build, *shape)(values)
+        refuse, table, filters = expected
+        rows = self._compiled(self._beside, table, tuple(filters), build, *shape)([*filters.values(), *values])
+        return self._found(rows, refuse)
+
+    def _found(self, rows, refuse):
+        """Give the rows of a statement that looked at what is expected; there is one, of NULLs, where it found none."""
+        marks = [(row.pop("held"), row.pop("found")) for row in rows]
+        if not marks[0][0]:
+            refuse()
+        return rows if marks[0][1] else []
 
     def _shape(self, filters):
         """Give filters as (name, operator, whether there is a value) triples, and the values."""
@@ -446,7 +491,22 @@ class Table(dataset.Table):
             return place == any_(value) if op == "in" else place != all_(value)
         return super()._generate_clause(column, op, value)
 
-    def _select(self, bind, clauses, shape, order, columns, after, limited, offset):
+    def _beside(self, bind, table, names, build, *shape):
+        """Give a query that looks at what is expected too, in the same moment."""
+        guard = select(self._expected(bind, table, names).exists().label("held")).subquery("guard")
+        rows = build(bind, *shape).add_columns(literal_column("true").label("found")).subquery("rows")
+        return select(rows, guard).select_from(guard.outerjoin(rows, guard.c.held))
+
+    def _expected(self, bind, table, names):
+        """Give the query for the row of a table that is expected."""
+        table = self.db[table].table
+        return (
+            select(literal_column("1"))
+            .select_from(table)
+            .where(*(table.c[name] == bind(table.c[name].type) for name in names))
+        )
+
+    def _select(self, bind, clauses, shape, order, columns, after, limited, offset, locked):
         """Give the statement for the rows in order, from where a page begins.
 
         A page begins behind a row: among those that equal it in the first columns of the order and lie beyond in the
@@ -464,7 +524,8 @@ class Table(dataset.Table):
 
         def cut(statement, named):
             orders = (named[name].desc() if falling else named[name] for name, falling in order)
-            return statement.order_by(*orders).limit(limit)
+            statement = statement.order_by(*orders).limit(limit)
+            return statement.with_for_update(read=True) if locked else statement
 
         if not after:
             return cut(pick(named).where(where), named).offset(bind(Integer()) if offset else None)
@@ -502,67 +563,85 @@ class Table(dataset.Table):
                 found[name] = place
         return found
 
-    def _insert(self, bind, names, keys=None, replace=False):
-        """Give the statement that adds a row."""
-        return self._or_else(self._new().values(self._places(bind, names)), keys, replace)
+    def _insert(self, bind, clauses, names, keys=None, replace=False):
+        """Give the statement that adds a row, if `clauses` hold."""
+        places = self._places(bind, names)
+        row = self._new()
+        row = row.from_select([*places], select(*places.values()).where(*clauses)) if clauses else row.values(places)
+        return self._or_else(row, places, keys, replace)
 
     def _insert_all(self, bind, names, keys=None, replace=False):
         """Give the statement that adds many rows, on PostgreSQL from arrays by column."""
         places = self._places(bind, names, lambda kind: ARRAY(type(kind)()))
         source = func.unnest(*places.values()).table_valued(*places).render_derived()
-        return self._or_else(self._new().from_select([*places], select(*source.c)), keys, replace)
+        return self._or_else(self._new().from_select([*places], select(*source.c)), places, keys, replace)
 
     def _new(self):
         """Give the database's own kind of INSERT, which knows of conflicts."""
         return (sqlite if self.db.is_sqlite else postgresql).insert(self.table)
 
-    def _or_else(self, statement, keys, replace):
+    def _or_else(self, statement, names, keys, replace):
         """Add to an INSERT what is done about a row that has the same `keys`."""
         if keys is None:
             return statement
         if not replace:
             return statement.on_conflict_do_nothing(index_elements=keys)
-        others = {each.name: statement.excluded[each.name] for each in self.table.c if each.name not in keys}
+        others = {name: statement.excluded[name] for name in names if name not in keys}
         return statement.on_conflict_do_update(index_elements=keys, set_=others)
 
-    def _update(self, bind, names, shape):
+    def _update(self, bind, clauses, names, shape):
         """Give the statement that changes rows."""
         values = self._places(bind, names)
-        return self.table.update().values(values).where(self._where(bind, (), shape))
+        return self.table.update().values(values).where(self._where(bind, clauses, shape))
 
     def _delete(self, bind, clauses, shape):
         """Give the statement that removes rows."""
         return self.table.delete().where(self._where(bind, clauses, shape))
 
-    def _write(self, build, *shape, values, entry=None):
+    def _write(self, build, clauses, *shape, values, entry=None):
         """Run a statement that writes; gives its rows, of which there are entries in the journal too."""
-        statement = self._compiled(self._returning, build, entry and tuple(entry), *shape)
-        if entry is None or self.db.is_sqlite:
-            rows = statement(values)
+        expected = self.db.joined()
+        refuse, table, filters = expected or (None, None, {})
+        if not expected and (entry is None or self.db.is_sqlite):
+            rows = self._compiled(self._returning, build, entry is not None, clauses, *shape)(values)
             if entry and rows:
                 self.journal.insert_many([{**entry, **row} for row in rows])
             return rows
-        return statement([*values, *entry.values()])
+        names = entry and tuple(entry)
+        statement = self._compiled(self._at_once, table, tuple(filters), names, build, clauses, *shape)
+        rows = statement([*filters.values(), *values, *(entry or {}).values()])
+        return self._found(rows, refuse)
 
-    def _returning(self, bind, build, entry, *shape):
-        """Give a statement that writes and gives the rows' keys, or what the journal keeps of them.
+    def _returning(self, bind, build, journal, clauses, *shape):
+        """Give a statement that writes and gives the rows' keys, or what the journal keeps of them."""
+        statement = build(bind, clauses, *shape)
+        if journal and build != self._delete:
+            return statement.returning(*(each for each in self.table.c if each.name in self.journal.table.c))
+        return statement.returning(*(self.table.primary_key or [*self.table.c][:1]))
 
-        PostgreSQL writes the entries in the same statement, and waits for its turn just before: so their ids become
+    def _at_once(self, bind, table, names, entry, build, clauses, *shape):
+        """Give PostgreSQL's statement that looks at what is expected, writes, and writes the entries of the journal.
+
+        What is expected stays so to its end. It waits for its turn just before the entries: so their ids become
         visible in their order, and whoever waits for a row has not got that turn yet: no two wait for each other.
         """
-        statement = build(bind, *shape)
-        if entry is None:
-            return statement.returning(*(self.table.primary_key or [*self.table.c][:1]))
-        journal = self.journal.table
-        names = [each.name for each in self.table.c if each.name in journal.c]
-        statement = statement.returning(*(self.table.c[name] for name in names))
-        if self.db.is_sqlite:
+        held = literal_column("true")
+        if table:
+            own = table == self.name
+            guard = self._expected(bind, table, names).with_for_update(read=not own, key_share=own).cte("guard")
+            held = exists(select(literal_column("1")).select_from(guard))
+            clauses = (*clauses, held)
+        changed = self._returning(bind, build, entry, clauses, *shape).cte("changed")
+        rows = select(literal_column("true").label("found"), *changed.c).subquery("rows")
+        one = select(held.label("held")).subquery("one")
+        statement = select(one, rows).select_from(one.outerjoin(rows, literal_column("true")))
+        if not entry:
             return statement
-        changed = statement.cte("changed")
+        names = [each.name for each in changed.c]
         queued = select(changed, func.pg_advisory_xact_lock(LOCK).label("turn")).cte("queued")
+        journal = self.journal.table
         source = select(*(bind(journal.c[name].type) for name in entry), *(queued.c[name] for name in names))
-        entries = journal.insert().from_select([*entry, *names], source).cte("entries")
-        return select(*changed.c).add_cte(entries)
+        return statement.add_cte(journal.insert().from_select([*entry, *names], source).cte("entries"))
 
     def _write_many(self, rows, *conflict):
         """Insert many rows: on SQLite one after the other by one statement, on PostgreSQL all at once."""
@@ -571,7 +650,7 @@ class Table(dataset.Table):
         if not rows:
             return
         if self.db.is_sqlite:
-            self._compiled(self._insert, names, *conflict).many([row.get(name) for name in names] for row in rows)
+            self._compiled(self._insert, (), names, *conflict).many([row.get(name) for name in names] for row in rows)
         else:
             self._compiled(self._insert_all, names, *conflict)([[row.get(name) for row in rows] for name in names])
 
@@ -682,7 +761,7 @@ class Stream:
     def close(self):
         """Stop reading, wherever it is, and give the connection back."""
         self.generator.close()
-        self.connection.close()
+        end(self.connection, commit=False)
 
 
 def unavailable(error, dbapi):
