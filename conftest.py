@@ -178,9 +178,10 @@ def assert_headers(answer, **headers):
 
 
 def assert_refused(answer, name):
-    """Compare a refusal that names a parameter, a field or a place, in words of its own."""
-    assert_error(answer, 400, answer.json["Error"])
-    assert answer.json["Error"].startswith(name + ":" * (not name.endswith(" ")))
+    """Compare a refusal that names a parameter, a field or a place, and goes on in words of its own."""
+    sentence = answer.json["Error"]
+    assert sentence.startswith(f"{name}: ")
+    assert_error(answer, 400, sentence)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

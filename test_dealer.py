@@ -673,18 +673,21 @@ def test_post_with_override_delete_deletes(bmw):
     assert_error(bmw.get("/auto/BMW", status=404), 404, NOT_FOUND)
 
 
+OVERRIDE = "X-HTTP-Method-Override: must be PUT, PATCH or DELETE, and on POST"
+
+
 @pytest.mark.parametrize("method", ["GET", "POST", "HEAD", "OPTIONS", "FETCH", "PUT, DELETE"])
 def test_override_with_another_value_is_400(refused, method):
     answer = send(refused, "POST", "/auto/BMW", raw_car(), X_HTTP_Method_Override=method)
 
-    assert_error(answer, 400, answer.json["Error"])
+    assert_error(answer, 400, OVERRIDE)
 
 
 @pytest.mark.parametrize("method", ["GET", "PUT", "DELETE"])
 def test_override_on_another_method_is_400(refused, method):
     answer = send(refused, method, "/auto/BMW", raw_car(), X_HTTP_Method_Override="PUT")
 
-    assert_error(answer, 400, answer.json["Error"])
+    assert_error(answer, 400, OVERRIDE)
 
 
 def test_override_needs_a_token(testapp):
@@ -961,13 +964,18 @@ def test_last_of_a_repeated_key_is_refused(refused):
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("max_speed", "-1"), ("distance", "true"), ("handler", '" "'), ("stock", "null")]
+    ("name", "value", "sentence"),
+    [
+        ("max_speed", "-1", NUMBER),
+        ("distance", "true", NUMBER),
+        ("handler", '" "', BLANK),
+        ("stock", "null", NOT_TEXT),
+    ],
 )
-def test_wrong_value_is_400_at_an_update(bmw, name, value):
-    answer = send(bmw, "PUT", "/auto/BMW", raw_car(**{name: value, "max_speed": value if name == "max_speed" else "1"}))
+def test_wrong_value_is_400_at_an_update(bmw, name, value, sentence):
+    answer = send(bmw, "PUT", "/auto/BMW", raw_car(**{name: value}))
 
-    assert_error(answer, 400, answer.json["Error"])
-    assert answer.json["Error"].startswith(f"{name}: ")
+    assert_error(answer, 400, f"{name}: {sentence}")
     assert bmw.get("/auto/BMW").json == {"mark": "BMW", **CAR}
 
 
@@ -1090,12 +1098,13 @@ def test_malformed_body_is_400(refused, body, sentence):
 
 
 @pytest.mark.parametrize(("method", "path"), [("PUT", "/auto/BMW"), ("POST", "/register"), ("POST", "/auth")])
-@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"\xff"])
-def test_malformed_body_is_400_everywhere(refused, method, path, body):
+@pytest.mark.parametrize(
+    ("body", "sentence"), [(b"", "body: is missing"), (b"{", NOT_JSON), (b"[]", NO_OBJECT), (b"\xff", NOT_JSON)]
+)
+def test_malformed_body_is_400_everywhere(refused, method, path, body, sentence):
     answer = send(refused, method, path, body)
 
-    assert_error(answer, 400, answer.json["Error"])
-    assert answer.json["Error"].startswith("body: ")
+    assert_error(answer, 400, sentence)
 
 
 def test_body_missing_without_a_type_is_400(refused):
@@ -1302,44 +1311,69 @@ def test_fault_ends_nothing_else(faulty):
 # Order of the checks: each request is wrong in many ways, and the first of them is told.
 
 TYPE_MIME = "application/json"
+TOO_LARGE = f"Body is larger than {MIB} bytes"
 ORDER = {
-    "path before token": ("GET", "/nothing", b"", TYPE_MIME, False, 404),
-    "path before body": ("POST", "/auto/", b"x" * (MIB + 1), "text/plain", False, 404),
-    "UTF-8 of the path before token": ("GET", "/auto/%FF", b"", TYPE_MIME, False, 400),
-    "method before token": ("TRACE", "/stock", b"", TYPE_MIME, False, 405),
-    "method before size": ("TRACE", "/auto/x", b"x" * (MIB + 1), "text/plain", False, 405),
-    "token before size": ("POST", "/auto/x", b"x" * (MIB + 1), TYPE_MIME, False, 401),
-    "token before type": ("POST", "/auto/x", b"{}", "text/plain", False, 401),
-    "token before a missing body": ("POST", "/auto/x", b"", TYPE_MIME, False, 401),
-    "token before values": ("POST", "/auto/x", b"{}", TYPE_MIME, False, 401),
-    "token before the mark": ("GET", "/auto/%00", b"", TYPE_MIME, False, 401),
-    "token before data": ("GET", "/auto/unknown", b"", TYPE_MIME, False, 401),
-    "size before type": ("POST", "/auto/x", b"x" * (MIB + 1), "text/plain", True, 413),
-    "size before values": ("POST", "/auto/%00", b"x" * (MIB + 1), TYPE_MIME, True, 413),
-    "size before data": ("PUT", "/auto/unknown", b"x" * (MIB + 1), TYPE_MIME, True, 413),
-    "type before JSON": ("POST", "/auto/x", b"{", "text/plain", True, 415),
-    "type before values": ("POST", "/auto/x", b"{}", "text/plain", True, 415),
-    "type before the mark": ("POST", "/auto/%00", raw_car().encode(), "text/plain", True, 415),
-    "type before data": ("PUT", "/auto/unknown", raw_car().encode(), "text/plain", True, 415),
-    "values before data": ("PUT", "/auto/unknown", b"{}", TYPE_MIME, True, 400),
-    "mark before data": ("GET", "/auto/%00", b"", TYPE_MIME, True, 400),
-    "mark before data at a deletion": ("DELETE", "/auto/%00", b"", TYPE_MIME, True, 400),
-    "size of a login before its type": ("POST", "/auth", b"x" * (MIB + 1), "text/plain", False, 413),
-    "type of a login before its values": ("POST", "/auth", b"{}", "text/plain", False, 415),
-    "values of a login before data": ("POST", "/auth", b"{}", TYPE_MIME, False, 400),
+    "path before token": ("GET", "/nothing", b"", TYPE_MIME, False, 404, "Not found"),
+    "path before body": ("POST", "/auto/", b"x" * (MIB + 1), "text/plain", False, 404, "Not found"),
+    "UTF-8 of the path before token": ("GET", "/auto/%FF", b"", TYPE_MIME, False, 400, "path: must be UTF-8"),
+    "method before token": ("TRACE", "/stock", b"", TYPE_MIME, False, 405, "Method not allowed"),
+    "method before size": ("TRACE", "/auto/x", b"x" * (MIB + 1), "text/plain", False, 405, "Method not allowed"),
+    "token before size": ("POST", "/auto/x", b"x" * (MIB + 1), TYPE_MIME, False, 401, "Token is missing"),
+    "token before type": ("POST", "/auto/x", b"{}", "text/plain", False, 401, "Token is missing"),
+    "token before a missing body": ("POST", "/auto/x", b"", TYPE_MIME, False, 401, "Token is missing"),
+    "token before values": ("POST", "/auto/x", b"{}", TYPE_MIME, False, 401, "Token is missing"),
+    "token before the mark": ("GET", "/auto/%00", b"", TYPE_MIME, False, 401, "Token is missing"),
+    "token before data": ("GET", "/auto/unknown", b"", TYPE_MIME, False, 401, "Token is missing"),
+    "size before type": ("POST", "/auto/x", b"x" * (MIB + 1), "text/plain", True, 413, TOO_LARGE),
+    "size before values": ("POST", "/auto/%00", b"x" * (MIB + 1), TYPE_MIME, True, 413, TOO_LARGE),
+    "size before data": ("PUT", "/auto/unknown", b"x" * (MIB + 1), TYPE_MIME, True, 413, TOO_LARGE),
+    "type before JSON": ("POST", "/auto/x", b"{", "text/plain", True, 415, "Content-Type must be application/json"),
+    "type before values": ("POST", "/auto/x", b"{}", "text/plain", True, 415, "Content-Type must be application/json"),
+    "type before the mark": (
+        "POST",
+        "/auto/%00",
+        raw_car().encode(),
+        "text/plain",
+        True,
+        415,
+        "Content-Type must be application/json",
+    ),
+    "type before data": (
+        "PUT",
+        "/auto/unknown",
+        raw_car().encode(),
+        "text/plain",
+        True,
+        415,
+        "Content-Type must be application/json",
+    ),
+    "values before data": ("PUT", "/auto/unknown", b"{}", TYPE_MIME, True, 400, "max_speed: is missing"),
+    "mark before data": ("GET", "/auto/%00", b"", TYPE_MIME, True, 400, f"mark: {UNREADABLE}"),
+    "mark before data at a deletion": ("DELETE", "/auto/%00", b"", TYPE_MIME, True, 400, f"mark: {UNREADABLE}"),
+    "size of a login before its type": ("POST", "/auth", b"x" * (MIB + 1), "text/plain", False, 413, TOO_LARGE),
+    "type of a login before its values": (
+        "POST",
+        "/auth",
+        b"{}",
+        "text/plain",
+        False,
+        415,
+        "Content-Type must be application/json",
+    ),
+    "values of a login before data": ("POST", "/auth", b"{}", TYPE_MIME, False, 400, "username: is missing"),
 }
 
 
 @pytest.mark.parametrize(
-    ("method", "path", "body", "content_type", "token", "status"),
+    ("method", "path", "body", "content_type", "token", "status", "sentence"),
     [pytest.param(*row, id=name) for name, row in ORDER.items()],
 )
-def test_order_of_checks(refused, method, path, body, content_type, token, status):
+def test_order_of_checks(refused, method, path, body, content_type, token, status, sentence):
     client = refused if token else TestApp(refused.app)
 
     answer = send(client, method, path, body, content_type)
 
-    assert_error(answer, status, answer.json["Error"])
+    assert_error(answer, status, sentence)
 
 
 @pytest.mark.parametrize("row", [row for name, row in ORDER.items() if name.startswith("token before")])

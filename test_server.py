@@ -153,13 +153,13 @@ def test_http_that_cannot_be_read_is_400(server, data):
 def test_headers_that_are_too_large_are_431(server):
     answer = server.send_bytes(b"GET /stock HTTP/1.1\r\nHost: a\r\nX: " + b"x" * 300_000 + b"\r\n\r\n")
 
-    assert_error(answer, 431, answer.json["Error"])
+    assert_error(answer, 431, "Headers are larger than 262144 bytes")
 
 
 def test_unknown_transfer_coding_is_501(server):
     answer = server.send_bytes(b"POST /auth HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip\r\n\r\n")
 
-    assert_error(answer, 501, answer.json["Error"])
+    assert_error(answer, 501, "Transfer-Encoding is not supported")
 
 
 def test_large_body_is_refused_by_its_announced_length(server):
@@ -377,8 +377,9 @@ def test_body_of_a_get_is_no_request(target):
 def test_what_is_not_http_is_refused(target, data):
     answers = attack(target, data, ends=True)
 
-    assert all(400 <= answer.status < 500 or answer.status == 505 for answer in answers), answers
     assert len(answers) <= 1
+    for answer in answers:
+        assert 400 <= answer.status < 500 or answer.status == 505
 
 
 @pytest.mark.parametrize("header", [b"X: " + b"x" * 10_000_000, b"X: a\r\n" * 1_000_000], ids=["long", "many"])

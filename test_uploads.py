@@ -121,6 +121,7 @@ def test_put_counts_the_new_and_the_known(client, headers):
 
 
 WRONG_CELLS = ["", " ", "1 ", "+1", "-1", "1.0", "1e2", "1_000", '"1,000"', "0x1", "²", "١", "9007199254740992"]
+COLUMNS = "line 1: columns must be mark, max_speed, distance, handler, stock"
 WRONG_CSV = {
     **{
         f"{cell:.9}": (lines(BMW, row(max_speed=cell)), f"line 3: max_speed: {NUMBER}")
@@ -128,23 +129,23 @@ WRONG_CSV = {
     },
     "empty text": (lines(BMW, row(handler="")), "line 3: handler: must be text of 1 to 255 characters"),
     "blank text": (lines(row(stock=" "), BMW), "line 2: stock: must not be blank"),
-    "long text": (lines(BMW, row(mark="x" * 256)), "line 3: mark"),
-    "line feed": (lines(BMW, row(mark='"a\nb"')), "line 3: mark"),
-    "after blank lines": (lines("", "", BMW, "", row(distance="far")), "line 6: distance"),
-    "too few cells": (lines(BMW, "Kia,1,2,x"), "line 3"),
-    "empty cells": (lines(BMW, ",,,,"), "line 3"),
-    "text behind a quote": (lines(BMW, '"Kia"x,1,2,x,y'), "line 3"),
-    "open quote": (lines(BMW, '"' + row()), "line 3"),
-    "twice": (lines(BMW, AUDI, BMW), "line 4: mark"),
-    "twice in two forms": (lines(BMW, row(mark=COMPOSED), row(mark=DECOMPOSED)), "line 4: mark"),
-    "missing column": (lines("1,2,x,y", header="max_speed,distance,handler,stock"), "line 1"),
-    "sixth column": (lines(row() + ",1", header=HEADER + ",price"), "line 1"),
-    "column twice": (lines(row() + ",y", header=HEADER + ",stock"), "line 1"),
-    "no header": (lines(AUDI, header=BMW), "line 1"),
-    "JSON": (items({}), "line 1"),
-    "longer than any car": (lines(BMW, row() + "," * MIB, AUDI), "line 3: must be CSV"),
-    "longer in many lines": (lines(BMW, ",".join(['"\n"'] * MIB), AUDI), "line 3: must be CSV"),
-    "not UTF-8": (lines(BMW, row(mark="Škoda")).encode("cp1250"), ""),
+    "long text": (lines(BMW, row(mark="x" * 256)), "line 3: mark: must be text of 1 to 255 characters"),
+    "line feed": (lines(BMW, row(mark='"a\nb"')), "line 3: mark: must not hold control or format characters"),
+    "after blank lines": (lines("", "", BMW, "", row(distance="far")), f"line 6: distance: {NUMBER}"),
+    "too few cells": (lines(BMW, "Kia,1,2,x"), "line 3: must have 5 columns"),
+    "empty cells": (lines(BMW, ",,,,"), f"line 3: max_speed: {NUMBER}"),
+    "text behind a quote": (lines(BMW, '"Kia"x,1,2,x,y'), "line 3: must be CSV as RFC 4180 has it"),
+    "open quote": (lines(BMW, '"' + row()), "line 3: must be CSV as RFC 4180 has it"),
+    "twice": (lines(BMW, AUDI, BMW), "line 4: mark: is in line 2 too"),
+    "twice in two forms": (lines(BMW, row(mark=COMPOSED), row(mark=DECOMPOSED)), "line 4: mark: is in line 3 too"),
+    "missing column": (lines("1,2,x,y", header="max_speed,distance,handler,stock"), COLUMNS),
+    "sixth column": (lines(row() + ",1", header=HEADER + ",price"), COLUMNS),
+    "column twice": (lines(row() + ",y", header=HEADER + ",stock"), COLUMNS),
+    "no header": (lines(AUDI, header=BMW), COLUMNS),
+    "JSON": (items({}), COLUMNS),
+    "longer than any car": (lines(BMW, row() + "," * MIB, AUDI), "line 3: must be CSV as RFC 4180 has it"),
+    "longer in many lines": (lines(BMW, ",".join(['"\n"'] * MIB), AUDI), "line 3: must be CSV as RFC 4180 has it"),
+    "not UTF-8": (lines(BMW, row(mark="Škoda")).encode("cp1250"), "body: must be UTF-8"),
 }
 WRONG_JSON = {
     "number as text": (items({}, {"max_speed": "280"}), f"item 2: max_speed: {NUMBER}"),
@@ -154,17 +155,17 @@ WRONG_JSON = {
     "surrogate": (items({}, {"stock": "\ud800"}), "item 2: stock: must not hold lone surrogates"),
     "no mark": (json.dumps([CAR]), "item 1: mark: is missing"),
     "unknown field": (items({}, {}, {"price": 1}), "item 3: price: unknown field"),
-    "number for a car": (items({}, end=", 1]"), "item 2"),
-    "no JSON for a car": (items({}, end=", {]"), "item 2"),
-    "NaN": (items({"distance": float("nan")}), "item 1"),
-    "trailing comma": (items({}, end=",]"), ""),
-    "cut": (items({}, end=""), ""),
-    "followed by more": (items({}, end="][]"), ""),
-    "nested": ("[" * 100000, ""),
+    "number for a car": (items({}, end=", 1]"), "item 2: must be a JSON object"),
+    "no JSON for a car": (items({}, end=", {]"), "item 2: must be JSON"),
+    "NaN": (items({"distance": float("nan")}), "item 1: must be JSON"),
+    "trailing comma": (items({}, end=",]"), "item 2: must be JSON"),
+    "cut": (items({}, end=""), "body: must be a JSON array"),
+    "followed by more": (items({}, end="][]"), "body: must be a JSON array"),
+    "nested": ("[" * 100000, "item 1: must be JSON"),
     "longer than any car": (items({}, {"mark": [[]] * MIB}), "item 2: must be JSON"),
-    "not UTF-8": (items({}).encode() + b"\xff", ""),
-    "twice": (items({}, {}, {"mark": "Kia 0"}), "item 3: mark"),
-    "twice in two forms": (items({"mark": DECOMPOSED}, {"mark": COMPOSED}), "item 2: mark"),
+    "not UTF-8": (items({}).encode() + b"\xff", "body: must be UTF-8"),
+    "twice": (items({}, {}, {"mark": "Kia 0"}), "item 3: mark: is in item 1 too"),
+    "twice in two forms": (items({"mark": DECOMPOSED}, {"mark": COMPOSED}), "item 2: mark: is in item 1 too"),
 }
 WRONG_UPLOADS = [
     *[pytest.param("POST", CSV, *wrong, id=f"CSV-{name}") for name, wrong in WRONG_CSV.items()],
@@ -175,12 +176,11 @@ WRONG_UPLOADS = [
 ]
 
 
-@pytest.mark.parametrize(("method", "content_type", "body", "start"), WRONG_UPLOADS)
-def test_wrong_upload_is_400_and_stores_nothing(refused, method, content_type, body, start):
+@pytest.mark.parametrize(("method", "content_type", "body", "sentence"), WRONG_UPLOADS)
+def test_wrong_upload_is_400_and_stores_nothing(refused, method, content_type, body, sentence):
     answer = send(refused, method, "/stock", body, content_type)
 
-    assert_error(answer, 400, answer.json["Error"])
-    assert answer.json["Error"].startswith(start)
+    assert_error(answer, 400, sentence)
 
 
 @pytest.mark.parametrize(
@@ -304,15 +304,15 @@ def test_50000_cars_go_in(client, content_type, write):
 def test_upload_of_another_type_is_415(refused, method, content_type):
     answer = send(refused, method, "/stock", lines(BMW), content_type)
 
-    assert_error(answer, 415, answer.json["Error"])
+    assert_error(answer, 415, "Content-Type must be application/json or text/csv")
 
 
 def test_sample_file_is_refused_for_its_second_kia(refused):
-    _, second = (number for number, line in enumerate(LINES, 2) if line["mark"] == "Kia e-Soul 64 kWh")
+    first, second = (number for number, line in enumerate(LINES, 2) if line["mark"] == "Kia e-Soul 64 kWh")
 
     answer = send(refused, "POST", "/stock", (HERE / "samples" / "cars.csv").read_bytes(), CSV)
 
-    assert_refused(answer, f"line {second}: mark")
+    assert_error(answer, 400, f"line {second}: mark: is in line {first} too")
 
 
 @pytest.mark.parametrize(("content_type", "write"), [(CSV, as_csv), (JSON, lambda cars: json.dumps([*cars]))])
@@ -350,7 +350,7 @@ def test_long_upload_is_refused_by_its_head(server):
     too_long = server.send_bytes(head.format(server.token, 64 * MIB + 1).encode())
     bad_token = server.send_bytes(head.format("x.y.z", 64 * MIB).encode())
 
-    assert_error(too_long, 413, too_long.json["Error"])
+    assert_error(too_long, 413, f"Body is larger than {64 * MIB} bytes")
     assert_error(bad_token, 401, "Token is invalid or expired")
 
 
