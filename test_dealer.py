@@ -301,7 +301,9 @@ BAD_TOKENS = {
     "header not JSON": lambda account: forged(claims_of(account), b"{"),
     "other secret": lambda account: forged(claims_of(account), secret="another secret of thirty-two bytes"),
     "empty secret": lambda account: forged(claims_of(account), secret=""),
-    "payload tampered": lambda account: swapped(account.token, 1, lambda _: encoded({"sub": "bob"})),
+    "payload tampered": lambda account: swapped(
+        account.token, 1, lambda _: encoded({**claims_of(account), "exp": NOW + 9000})
+    ),
     "signature tampered": lambda account: swapped(account.token, 2, flipped),
     "signature empty": lambda account: swapped(account.token, 2, lambda _: ""),
     "signature short": lambda account: swapped(account.token, 2, lambda text: text[:-4]),
