@@ -1380,7 +1380,7 @@ def test_order_of_checks(refused, method, path, body, content_type, token, statu
 
 @pytest.mark.parametrize("row", [row for name, row in ORDER.items() if name.startswith("token before")])
 def test_account_comes_before_all_else_that_is_wrong(client, database, row):
-    method, path, body, content_type, _, status = row
+    method, path, body, content_type, _, status, _ = row
     database.execute("DELETE FROM users")
 
     answer = send(client, method, path, body, content_type)

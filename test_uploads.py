@@ -161,9 +161,9 @@ WRONG_JSON = {
     "trailing comma": (items({}, end=",]"), "item 2: must be JSON"),
     "cut": (items({}, end=""), "body: must be a JSON array"),
     "followed by more": (items({}, end="][]"), "body: must be a JSON array"),
-    "nested": ("[" * 100000, "item 1: must be JSON"),
+    "nested": ("[" * 100000, "body: must be a JSON array"),
     "longer than any car": (items({}, {"mark": [[]] * MIB}), "item 2: must be JSON"),
-    "not UTF-8": (items({}).encode() + b"\xff", "body: must be UTF-8"),
+    "not UTF-8": (items({}).encode() + b"\xff", "body: must be a JSON array"),
     "twice": (items({}, {}, {"mark": "Kia 0"}), "item 3: mark: is in item 1 too"),
     "twice in two forms": (items({"mark": DECOMPOSED}, {"mark": COMPOSED}), "item 2: mark: is in item 1 too"),
 }
