@@ -296,6 +296,7 @@ def bring_up(db, version):
     metadata.create_all(db.executable)
     for index in autos_table.indexes:
         index.create(db.executable, checkfirst=True)
+    db.query(autos_table.update(), version=new_version())  # what is shown of a car may be another thing now
     db["schema_version"].delete()
     db["schema_version"].insert({"version": SCHEMA_VERSION})
 

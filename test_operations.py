@@ -604,6 +604,8 @@ def test_older_schema_is_brought_up(older_versions, account, version):
         after = older.contents()
 
         assert_json(answer, 200, {"mark": "BMW", **CAR})
+        another_tag = after["autos"][0]["version"] != before["autos"][0].get("version")
+        assert another_tag == (version < dealer.SCHEMA_VERSION)
         assert {name: after[name] for name in before.keys() - {"autos", "users"}} == {
             name: rows for name, rows in before.items() if name not in ("autos", "users")
         }
