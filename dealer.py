@@ -731,7 +731,7 @@ def list_stock(autos):
     """List the stock: filtered, ordered, in pages, as JSON or CSV."""
     if not autos.any():
         raise NO_AUTOS.error()
-    listing = Listing(request.query_string, Car, "mark", request.get_header("Accept", JSON))
+    listing = Listing(request.query_string, Car, "mark", request.environ.get("HTTP_ACCEPT", JSON))
     response.headers.update({"Cache-Control": "private, no-cache", "Vary": "Accept"})
     return page_of_stock(listing, autos) if listing.limit else whole_stock(listing, autos)
 

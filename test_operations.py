@@ -905,3 +905,18 @@ def test_headers_of_an_answer(bmw, method, path, status, headers):
     location = answer.headers.get("Location", "").removeprefix("http://localhost")
     assert {name: location if name == "Location" else answer.headers.get(name) for name in headers} == headers
     assert answer.headers.getall("X-Content-Type-Options") == ["nosniff"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "name", "status"),
+    [
+        *[("GET", "/auto/BMW", "If-None-Match", 200), ("PUT", "/auto/BMW", "If-None-Match", 202)],
+        *[("PUT", "/auto/BMW", "If-Match", 412), ("POST", "/auto/Audi", "If-Match", 412)],
+        *[("GET", "/stock", name, 200) for name in ("Accept", "Origin", "X-Request-ID", "X-Forwarded-For", "Range")],
+        *[("GET", "/docs/swagger-ui.css", name, 200) for name in ("If-None-Match", "If-Modified-Since")],
+    ],
+)
+def test_header_that_is_not_utf8_says_nothing(bmw, method, path, name, status):
+    answer = send(bmw, method, path, raw_car() if method != "GET" else b"", **{name: '"\xff"'})
+
+    assert answer.status_int == status
