@@ -148,7 +148,10 @@ class Database(dataset.Database):
         if state.writing is None:
             raise RuntimeError("Statements belong into reading() or writing()")
         state.settled = True
-        connection = self.engine.raw_connection()
+        try:
+            connection = self.engine.raw_connection()
+        except self.dbapi.Error as error:
+            raise exc.DBAPIError.instance(None, None, error, self.dbapi.Error) from error
         try:
             driver = connection.driver_connection
             if self.is_sqlite:
