@@ -13,6 +13,7 @@ from conftest import (
     COMPARISONS,
     COMPOSED,
     DECOMPOSED,
+    FIELDS,
     FILTERS,
     HEADER,
     ODD_CARS,
@@ -166,6 +167,12 @@ def test_unknown_parameter_is_told_cut_and_printable(bmw):
     answer = bmw.get("/stock", {"a\n\u202eb" + "x" * 100: "1"}, status=400)
 
     assert_error(answer, 400, "ab" + "x" * 78 + ": unknown parameter")
+
+
+def test_query_of_more_parameters_than_anybody_needs_is_not_read(bmw):
+    answer = bmw.get("/stock?" + "&".join(f"a{number}=1" for number in range(101)), status=400)
+
+    assert_error(answer, 400, "query: must be name=value pairs in UTF-8")
 
 
 ORDERS = ["mark", "-mark", "stock", "-stock", "stock,-max_speed", "-stock,max_speed", "handler,-distance,mark"]
@@ -361,3 +368,24 @@ def test_stock_is_another_one_after_a_copy_was_put_back(bmw, database):
     database.execute("UPDATE history SET at = '2026-01-31T12:00:00.000000Z'", "UPDATE autos SET distance = 1")
 
     assert bmw.get("/stock", headers={"If-None-Match": before}, status=200).json[0]["distance"] == 1
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What a page costs
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("direction", ["", " DESC"])
+@pytest.mark.parametrize("name", FIELDS)
+def test_page_in_any_order_needs_no_sorting(lasting_app, database, name, direction):
+    page = f"SELECT * FROM autos ORDER BY {name}{direction}, mark LIMIT 10"
+
+    if database.name == "sqlite":
+        plan = [row["detail"] for row in database.query(f"EXPLAIN QUERY PLAN {page}")]
+    else:
+        with database.engine.connect() as connection:
+            connection.exec_driver_sql("SET enable_seqscan = off; SET enable_sort = off")
+            plan = [row[0] for row in connection.exec_driver_sql(f"EXPLAIN {page}")]
+
+    assert plan
+    assert not re.search("TEMP B-TREE|Sort", str(plan)), plan

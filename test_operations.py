@@ -852,6 +852,26 @@ def test_log_holds_no_secret(logged):
     assert log.read_text().count("/<token> ") == 4
 
 
+@pytest.fixture
+def refusing(lasting_app, database):
+    """A database that takes no account, for a reason that the program does not know."""
+    if database.name == "sqlite":
+        database.execute("CREATE TRIGGER refusal BEFORE INSERT ON users BEGIN SELECT RAISE(ABORT, 'no'); END")
+        yield lasting_app
+        database.execute("DROP TRIGGER refusal")
+    else:
+        database.execute("ALTER TABLE users ADD CONSTRAINT refusal CHECK (false)")
+        yield lasting_app
+        database.execute("ALTER TABLE users DROP CONSTRAINT refusal")
+
+
+def test_fault_of_the_database_is_logged_without_values(refusing, caplog):
+    TestApp(refusing).post_json("/register", CREDENTIALS, status=500)
+
+    assert "Traceback" in caplog.text
+    assert not re.search(f"argon2id|{PASSWORD}|{USERNAME}", caplog.text)
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # Request ids, and headers of every answer
 # ----------------------------------------------------------------------------------------------------------------------

@@ -770,6 +770,8 @@ class Stream:
 def unavailable(error, dbapi):
     """Give the 503 for a database that cannot serve now; raises `error` again where it is a fault of the program."""
     cause = getattr(error, "orig", error)
+    for each in (error, cause):  # PostgreSQL repeats the row in its details, which must not reach the log
+        each.args = tuple(str(text).partition("\nDETAIL:")[0] for text in each.args)
     passing = isinstance(cause, (dbapi.OperationalError, dbapi.InterfaceError, exc.TimeoutError))
     if not passing or getattr(cause, "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR:
         raise error
