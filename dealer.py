@@ -16,6 +16,7 @@ from contextlib import closing, suppress
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Literal
 from urllib.parse import quote, urlencode, urlsplit
 
@@ -128,24 +129,19 @@ def signing_key(url):
 
 def keep_secret(path, text):
     """Write a file that only its owner can read, whole or not at all: who comes second leaves it as it is."""
-    draft = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
-    with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(text)
-    try:
-        os.link(draft, path)
-    except FileExistsError:
-        pass
-    finally:
-        draft.unlink()
+    with NamedTemporaryFile("w", dir=path.parent) as draft, suppress(FileExistsError):
+        draft.write(text)
+        draft.flush()
+        os.link(draft.name, path)
 
 
 def keep_private(path):
-    """Make a database's file where there is none, and take it from all but its owner, who may have it from git.
+    """Make a database's file where there is none, and take it, and what SQLite keeps beside it, from all but its owner.
 
-    So is what SQLite keeps beside it while it is in use, which holds the same. A file of somebody else is theirs.
+    Git leaves it readable for all. What is somebody else's is theirs.
     """
     path.touch(0o600)
-    for file in (path, *(path.with_name(path.name + end) for end in ("-wal", "-shm"))):
+    for file in (path, path.with_name(path.name + "-wal"), path.with_name(path.name + "-shm")):
         with suppress(PermissionError):
             if file.is_file():
                 file.chmod(file.stat().st_mode & 0o700)

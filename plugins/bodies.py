@@ -58,10 +58,7 @@ decoder = json.JSONDecoder(parse_int=lambda digits: int(digits[:32]), parse_cons
 
 
 def Text(length, refuse=(), stripped=False):
-    """Give the type of a readable text of 1 to `length` code points, other than those `refuse`d.
-
-    One that is `stripped` has no white space at either end.
-    """
+    """Give the type of a readable text of 1 to `length` code points, none to `refuse`, its ends `stripped` or not."""
 
     def readable(text):
         text = visible(text, length)
