@@ -18,14 +18,13 @@ from functools import partial
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Literal
-from urllib.parse import quote, urlencode, urlsplit
+from urllib.parse import quote, urlencode
 
 import argon2
 import msgspec
 from bottle import Bottle, HTTPError, HTTPResponse, request, response, static_file
 from msgspec import to_builtins
-from sqlalchemy import CheckConstraint, Index, MetaData, Table, exc
-from sqlalchemy.engine import make_url
+from sqlalchemy import CheckConstraint, Index, MetaData, Table
 from sqlalchemy.schema import CreateColumn
 
 from plugins.access import AccessPlugin, start_log
@@ -62,9 +61,10 @@ from plugins.listings import (
 )
 from plugins.methods import MethodsPlugin, method_of
 from plugins.openapi import ASSETS, PAGE, POLICY, START, OpenAPIPlugin, header_parameter, query_parameter
+from plugins.postgresql import servers_of, shown
 from plugins.server import Lane, serve
 from plugins.settings import OneLineParser, SettingError, address, integer, load, one_of, options, origins, setting
-from plugins.storage import Database, StoragePlugin, column
+from plugins.storage import FAILURES, Database, StoragePlugin, column
 from plugins.uploads import CSV_TYPE, Upload
 
 DATA = f"sqlite:///{Path(__file__).resolve().parent / 'data.db'}"
@@ -76,17 +76,13 @@ log = logging.getLogger("dealer")
 
 
 def database_url(text):
-    """Give the SQLAlchemy URL, with its driver, of the databases that are supported."""
+    """Give the URL of a database that is supported, with the driver that SQLAlchemy shall use."""
     scheme, _, rest = text.partition("://")
     if scheme in ("postgres", "postgresql", "postgresql+psycopg"):
-        text = "postgresql+psycopg://" + rest
-    elif scheme != "sqlite" or not rest.startswith("/") or not rest.strip("/") or ":memory:" in rest or "?" in rest:
+        servers_of("postgresql://" + rest)
+        return "postgresql+psycopg://" + rest
+    if scheme != "sqlite" or not rest.startswith("/") or not rest.strip("/") or ":memory:" in rest or "?" in rest:
         raise ValueError("must be sqlite:///file or postgresql://user:password@host/database")
-    try:
-        urlsplit(text)
-        make_url(text)
-    except (exc.ArgumentError, ValueError):
-        raise ValueError("cannot be read as a URL") from None
     return text
 
 
@@ -114,9 +110,14 @@ class Settings:
     log_level: str = setting("INFO", one_of("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"), "least level logged")
 
 
-def signing_key(url):
-    """Give the key that signs tokens with SQLite: made once at random, and kept in a file beside the database."""
-    path = Path(url.database + ".secret")
+def file_of(url):
+    """Give the file of an SQLite database, None for another one."""
+    return Path(url.removeprefix("sqlite:///")) if url.startswith("sqlite") else None
+
+
+def signing_key(file):
+    """Give the key that signs tokens with SQLite: made once at random, and kept beside the database's file."""
+    path = file.with_name(file.name + ".secret")
     try:
         if not path.exists():
             keep_secret(path, secrets.token_hex(32))
@@ -438,10 +439,6 @@ class UnknownAuto(LookupError):
     """There is no car with that mark."""
 
 
-class NoAutos(LookupError):
-    """There is no car at all."""
-
-
 class AutoExists(ValueError):
     """There is a car with that mark already."""
 
@@ -463,23 +460,10 @@ class Autos:
         self.db = db
         self.cars = db["autos"]
         self.history = db["history"]
-        self.stocked = self.cars.table.select().exists()
-        self.kept = None, 0, b""  # of the whole stock: its version, how many cars, and all of them in JSON
 
     def any(self):
         """Tell whether there is a car at all."""
         return self.cars.find_one() is not None
-
-    def version(self):
-        """Give what the whole stock is known by, another one after every change; raises `NoAutos` where it is empty.
-
-        Each change adds to the history, whose entries become visible in the order of their ids. The time makes
-        another version of an id that comes again, after a copy of the database was put back.
-        """
-        last = self.history.find_one(self.stocked, order_by="-id", _columns=["id", "at"])
-        if last is None and not self.any():
-            raise NoAutos
-        return last and f"{SCHEMA_VERSION}-{last['id']}-{last['at']}"
 
     def find(self, mark):
         """Give a car, with its version, as a dictionary; raises `UnknownAuto`."""
@@ -542,18 +526,9 @@ class Autos:
         """Give the cars of a page and one more, where there is one."""
         return list(self.cars.find(**listing.find, _limit=listing.limit + 1))
 
-    def whole(self, listing, version):
-        """Give how many cars match, and all as one JSON array, or None where they are too many for one piece.
-
-        The array of the whole stock is kept as long as that is of the same version.
-        """
-        if listing.is_plain and version and self.kept[0] == version:
-            return self.kept[1:]
-        total = self.count(listing)
-        array = self.cars.json(**listing.find).encode() if listing.first and total <= MAX_LIMIT else None
-        if listing.is_plain and array:
-            self.kept = version, total, array
-        return total, array
+    def text(self, listing):
+        """Give all cars that match as one JSON array."""
+        return self.cars.json(**listing.find)
 
 
 def new_version():
@@ -607,7 +582,7 @@ LOGGED_OUT = Answer(202, {"Message": "Logged out"})
 USER_DELETED = Answer(202, {"Message": "User deleted"})
 WRONG_PASSWORD = Answer(403, {"Error": "Invalid password"})
 AUTO_FOUND = Data(200, Car, Car.example, ("ETag",))
-UNCHANGED = Data(304, None, headers=("ETag",))
+AUTO_UNCHANGED = Data(304, None, headers=("ETag",))
 AUTO_CREATED = Answer(201, {"Message": "Auto created"}, ("Location",))
 AUTO_EXISTS = Answer(400, {"Error": "Auto with that mark exists"})
 AUTO_UPDATED = Answer(202, {"Message": "Auto updated"})
@@ -615,7 +590,7 @@ AUTO_DELETED = Answer(202, {"Message": "Auto deleted"})
 AUTO_NOT_FOUND = Answer(404, {"Error": "Auto with that mark not found"})
 AUTO_CHANGED = Answer(412, {"Error": "Auto was changed by someone else"})
 NO_AUTOS = Answer(400, {"Error": "No one autos found in DataBase"})
-STOCK = Data(200, list[Car], [Car.example], ("ETag", "X-Total-Count", "Link", "Content-Disposition"), also=(CSV_TYPE,))
+STOCK = Data(200, list[Car], [Car.example], ("X-Total-Count", "Link", "Content-Disposition"), also=(CSV_TYPE,))
 ENTRIES = Data(200, list[Entry], [to_builtins(EXAMPLE_ENTRY)], ("Link",))
 HEALTHY = Data(200, Health, {"status": "ok"})
 UNAVAILABLE = Answer(503, {"Error": "Database is not available. Try again later"}, ("Retry-After",))
@@ -640,8 +615,8 @@ DECLARED = ("public", "lane", "answers", "parameters")  # what a route says of i
 routes = Bottle()
 IF_MATCH = header_parameter("If-Match", "Change the car only if it still has one of these entity tags")
 CONDITIONS = [IF_MATCH, header_parameter("If-None-Match", "Change the car only if it has none of these entity tags")]
-IF_NONE_MATCH = header_parameter("If-None-Match", "Answer 304 if it still has one of these entity tags")
-LISTING = [*listing_parameters(Car), IF_NONE_MATCH]
+IF_NONE_MATCH = header_parameter("If-None-Match", "Answer 304 if the car still has one of these entity tags")
+LISTING = list(listing_parameters(Car))
 PAGING = [
     query_parameter("limit", Limit, "How many entries at most"),
     query_parameter("after", Number, "The entries after the one with this id, oldest first"),
@@ -700,7 +675,7 @@ def delete_account(confirmation: Confirmation, identity, users):
 
 
 @routes.get(
-    "/auto/" + MARK, lane="lookups", answers=[AUTO_FOUND, UNCHANGED, AUTO_NOT_FOUND], parameters=[IF_NONE_MATCH]
+    "/auto/" + MARK, lane="lookups", answers=[AUTO_FOUND, AUTO_UNCHANGED, AUTO_NOT_FOUND], parameters=[IF_NONE_MATCH]
 )
 def find_auto(mark, autos):
     """Look up one car."""
@@ -748,17 +723,14 @@ def delete_auto(mark, identity, autos):
     return AUTO_DELETED
 
 
-@routes.get("/stock", lane="listings", answers=[STOCK, UNCHANGED, NO_AUTOS], parameters=LISTING)
+@routes.get("/stock", lane="listings", answers=[STOCK, NO_AUTOS], parameters=LISTING)
 def list_stock(autos):
     """List the stock: filtered, ordered, in pages, as JSON or CSV."""
-    version = autos.version()
-    listing = Listing(request.query_string, Car, "mark", request.environ.get("HTTP_ACCEPT", JSON))
-    tag = f"{version}-{'csv' if listing.as_csv else 'json'}"
-    response.headers.update({"Cache-Control": "private, no-cache", "Vary": "Accept", "ETag": entity_tag(tag)})
-    if is_known(tag):
-        response.status = 304
-        return ""
-    return page_of_stock(listing, autos) if listing.limit else whole_stock(listing, autos, version)
+    if not autos.any():
+        raise NO_AUTOS.error()
+    listing = Listing(request.query_string, Car, "mark", request.get_header("Accept", JSON))
+    response.headers.update({"Cache-Control": "private, no-cache", "Vary": "Accept"})
+    return page_of_stock(listing, autos) if listing.limit else whole_stock(listing, autos)
 
 
 @routes.post("/stock", lane="uploads", answers=[autos_created(103)])
@@ -827,13 +799,15 @@ def docs_asset(name):
     return static_file(name, root=ASSETS)
 
 
-def whole_stock(listing, autos, version):
+def whole_stock(listing, autos):
     """Give all cars that match: in one piece up to a thousand as JSON, in parts otherwise."""
-    total, array = (autos.count(listing), None) if listing.as_csv else autos.whole(listing, version)
+    total = autos.count(listing)
     response.set_header("X-Total-Count", total)
     if listing.as_csv:
         return csv_parts(fields(Car), autos.rows(listing), STOCK_FILE)
-    return json_parts(autos.rows(listing)) if array is None else json_array(array)
+    if listing.first and total <= MAX_LIMIT:
+        return json_array(autos.text(listing))
+    return json_parts(autos.rows(listing))
 
 
 def page_of_stock(listing, autos):
@@ -895,7 +869,6 @@ EXPOSED_HEADERS = ("ETag", "Link", "Location", "Retry-After", "X-Request-ID", "X
 REFUSALS = {
     RegistrationClosed: REGISTRATION_CLOSED,
     TooManyAttempts: TOO_MANY_ATTEMPTS,
-    NoAutos: NO_AUTOS,
     UnknownAuto: AUTO_NOT_FOUND,
     AutoExists: AUTO_EXISTS,
     AutoChanged: AUTO_CHANGED,
@@ -913,11 +886,11 @@ def create_app(settings=None):
         start_log(settings.log_level)
     else:
         connections = sum(lane.threads for lane in lanes_of(settings).values()) + 2
-    url = make_url(settings.database_url)
-    if not settings.jwt_secret and not url.drivername.startswith("sqlite"):
+    file = file_of(settings.database_url)
+    if not settings.jwt_secret and not file:
         raise SettingError("JWT_SECRET: must be given with PostgreSQL")
     db = open_database(settings, connections)
-    key = settings.jwt_secret or signing_key(url)
+    key = settings.jwt_secret or signing_key(file)
     users, history, autos = Users(db, settings.registration), History(db), Autos(db)
     hidden = ("/register",) if settings.registration == "closed" else ()
     app = Bottle()
@@ -940,14 +913,13 @@ def create_app(settings=None):
 
 def open_database(settings, connections=0):
     """Open the database of the settings and bring its tables up; raises `SettingError` where that cannot be done."""
-    url = make_url(settings.database_url)
     try:
-        if url.drivername.startswith("sqlite"):
-            keep_private(Path(url.database))
+        if file := file_of(settings.database_url):
+            keep_private(file)
         db = Database(settings.database_url, metadata, connections)
         open_schema(db)
         db.engine.dispose()  # a process that is forked must not share a connection
-    except (exc.SQLAlchemyError, OSError, ValueError, TypeError) as error:
+    except (*FAILURES, OSError, ValueError, TypeError) as error:
         raise SettingError("DATABASE_URL: " + " ".join(str(getattr(error, "orig", error)).split())) from None
     return db
 
@@ -1009,7 +981,6 @@ def read_command_line(arguments):
 def run_server(settings):
     """Serve the application until SIGTERM or Ctrl-C."""
     app = create_app(settings)
-    database = make_url(settings.database_url).set(query={}).render_as_string(hide_password=True)
     try:
         serve(
             app,
@@ -1019,7 +990,7 @@ def run_server(settings):
             lane_of=partial(lane_of, app),
             limit_of=limit_of,
             admits=partial(admits, app),
-            ready=lambda address: print(f"Listening on {address}, database {database}", flush=True),
+            ready=lambda address: print(f"Listening on {address}, database {shown(settings.database_url)}", flush=True),
         )
     except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or "is no name of a host"
@@ -1056,21 +1027,21 @@ def add_user(settings, username):
 
 def back_up(settings, target):
     """Copy a SQLite database, one moment of it, while it is in use; gives the exit code."""
-    url = make_url(settings.database_url)
-    if not url.drivername.startswith("sqlite"):
+    file = file_of(settings.database_url)
+    if not file:
         return refuse("use pg_dump to back up PostgreSQL")
     try:
         os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
     except OSError as error:
         return refuse(f"{target}: {error.strerror}")
     try:
-        source = sqlite3.connect(Path(url.database).resolve().as_uri() + "?mode=ro", uri=True)
+        source = sqlite3.connect(file.resolve().as_uri() + "?mode=ro", uri=True)
         source.execute("PRAGMA schema_version")
         with closing(source), closing(sqlite3.connect(target)) as copy:
             source.backup(copy)  # all pages in one go, so of one moment
     except sqlite3.Error as error:
         os.unlink(target)
-        return refuse(f"cannot copy {url.database} to {target}: {error}")
+        return refuse(f"cannot copy {file} to {target}: {error}")
     return 0
 
 

@@ -19,13 +19,11 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from functools import partial
 from itertools import count, zip_longest
-from pathlib import Path
 from statistics import median
 from urllib.parse import quote
 
@@ -44,7 +42,6 @@ from conftest import (
     assert_unavailable,
     at,
     at_once,
-    free_port,
     load,
     request_bytes,
     timed,
@@ -373,79 +370,6 @@ def test_sessions_that_are_terminated_are_replaced(site, database):
     assert_kept(database, writers)
     refused = sum(writer.seen[503] for writer in writers)
     print(f"\nterminated (postgresql): 5 times under load, {refused} requests refused, nothing lost")
-
-
-class Cluster:
-    """A PostgreSQL of its own, which tests may stop."""
-
-    def __init__(self, folder, binaries):
-        self.folder, self.binaries, self.port = folder, binaries, free_port()
-        self.user = "postgres" if os.getuid() == 0 else None  # PostgreSQL refuses to run as root
-        if self.user:
-            shutil.chown(folder, self.user)
-        self.run("initdb", "-D", f"{folder}/data", "-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-sync")
-
-    def run(self, program, *arguments):
-        """Run one of PostgreSQL's programs."""
-        subprocess.run(
-            [self.binaries / program, *arguments],
-            check=True,
-            cwd=self.folder,
-            stdout=subprocess.DEVNULL,
-            user=self.user,
-            extra_groups=[] if self.user else None,
-            timeout=30,
-        )
-
-    def start(self):
-        """Start it, and wait until it answers."""
-        options = f"-p {self.port} -k {self.folder} -c listen_addresses=127.0.0.1 -c fsync=off"
-        self.run("pg_ctl", "-D", f"{self.folder}/data", "-l", f"{self.folder}/log", "-w", "-o", options, "start")
-
-    def stop(self):
-        """Stop it, with all its sessions."""
-        self.run("pg_ctl", "-D", f"{self.folder}/data", "-m", "fast", "-w", "stop")
-
-
-def postgresql_binaries():
-    """Give the folder of PostgreSQL's programs, or None."""
-    folders = [Path(folder) for folder in os.get_exec_path()] + sorted(Path("/usr/lib/postgresql").glob("*/bin"))
-    return next((folder for folder in folders if (folder / "initdb").exists() and (folder / "pg_ctl").exists()), None)
-
-
-@pytest.fixture
-def cluster():
-    """A running PostgreSQL of its own."""
-    binaries = postgresql_binaries()
-    if not binaries:
-        pytest.skip("PostgreSQL's initdb and pg_ctl are not here")
-    with tempfile.TemporaryDirectory() as folder:
-        cluster = Cluster(Path(folder), binaries)
-        cluster.start()
-        yield cluster
-        with suppress(subprocess.CalledProcessError):
-            cluster.stop()
-
-
-@no_postgresql
-def test_postgresql_that_is_stopped_is_503_until_it_is_started(launch, cluster):
-    database = Database(f"postgresql://postgres@127.0.0.1:{cluster.port}/postgres")
-    site = launch(database.url)
-    writers, health = writers_of(site, 4, allowed=(201, 202, 503)), site.connect()
-
-    with load(*[writer.work for writer in writers]):
-        wait_for(lambda: acknowledged(writers) > 50)
-        cluster.stop()
-        wait_for(lambda: all(writer.seen[503] for writer in writers))
-        assert_unavailable(health.ask("GET", "/health"))
-        cluster.start()
-        goal = acknowledged(writers) + 50
-        seconds = wait_for(lambda: acknowledged(writers) > goal)
-
-    assert health.ask("GET", "/health").status == 200
-    assert_kept(database, writers)
-    assert max(writer.slowest for writer in writers) < 10
-    print(f"\nstopped and started (postgresql): 50 changes within {seconds:.2f} s of the start, nothing lost")
 
 
 def write_until_refused(writer, size):

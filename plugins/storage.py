@@ -33,9 +33,11 @@ from contextlib import closing
 from functools import lru_cache, wraps
 from inspect import isgenerator
 from itertools import chain
-from select import POLLIN, poll
+from math import inf
+from time import monotonic
 
 import dataset
+import psycopg
 from bottle import HTTPError, PluginError
 from dataset.util import QUERY_STEP, QueryError, ensure_strings
 from sqlalchemy import (
@@ -64,25 +66,22 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import GenericFunction
 
+from plugins.postgresql import Servers, patience
+
 log = logging.getLogger("dealer")
 
 SAFE_METHODS = ("GET", "HEAD")
 SHAPES = 512  # statements that a table keeps compiled
 LOCK = 1908  # PostgreSQL's advisory lock behind `Database.line_up`
 LOCK_SECONDS = 4  # requests that queue for a thread meanwhile must still be answered within ten
-POOL = {"max_overflow": 0, "hide_parameters": True}  # what parameters hold must not reach the log
+WORK_SECONDS = 4.5  # how long a transaction waits for a PostgreSQL that is silent, unless it has many rows
+POOL = {"max_overflow": 0, "pool_timeout": LOCK_SECONDS, "hide_parameters": True}  # they must not reach the log
 SQLITE = {"connect_args": {"timeout": LOCK_SECONDS, "isolation_level": None, "check_same_thread": False}}
-POSTGRES = {
-    "paramstyle": "format",
-    "connect_args": {
-        "connect_timeout": 3,
-        "keepalives_idle": 10,
-        "keepalives_interval": 3,
-        "keepalives_count": 2,
-        "tcp_user_timeout": 6000,
-        "options": f"-c lock_timeout={LOCK_SECONDS}s -c statement_timeout=6s",
-    },
-}
+POSTGRES = {"paramstyle": "format"}
+TIMEOUTS = f"-c lock_timeout={LOCK_SECONDS}s -c statement_timeout=6s"
+PART = 5000  # rows that PostgreSQL is sent in one statement, so that it is never silent for long
+READ_ONLY = ("25006", "0A000")  # what is said to a change by a server that was demoted, and by a standby
+FAILURES = (exc.SQLAlchemyError, sqlite3.Error, psycopg.Error)
 
 
 class State(threading.local):
@@ -100,18 +99,18 @@ class Database(dataset.Database):
     """
 
     def __init__(self, url, metadata=None, connections=0):
-        options = SQLITE if url.startswith("sqlite") else POSTGRES
+        on_sqlite = url.startswith("sqlite")
         super().__init__(
-            url,
+            url if on_sqlite else "postgresql+psycopg://",
             ensure_schema=False,
             row_type=dict,
-            engine_kwargs={"pool_size": connections, "pool_timeout": LOCK_SECONDS, **POOL, **options},
-            on_connect_statements=["PRAGMA synchronous=FULL"] if url.startswith("sqlite") else None,
+            engine_kwargs={"pool_size": connections, **POOL, **(SQLITE if on_sqlite else POSTGRES)},
+            on_connect_statements=["PRAGMA synchronous=FULL"] if on_sqlite else None,
         )
-        if self.is_sqlite:
+        if on_sqlite:
             event.listen(self.engine, "connect", add_fold)
         else:
-            event.listen(self.engine, "checkout", refuse_dead)
+            Servers(url.replace("+psycopg", "", 1), options=TIMEOUTS).connect_for(self.engine)
         self.declared = (metadata or MetaData()).tables
         self.dbapi = self.engine.dialect.loaded_dbapi
         self.state = State()
@@ -148,10 +147,8 @@ class Database(dataset.Database):
         if state.writing is None:
             raise RuntimeError("Statements belong into reading() or writing()")
         state.settled = True
-        try:
-            connection = self.engine.raw_connection()
-        except self.dbapi.Error as error:
-            raise exc.DBAPIError.instance(None, None, error, self.dbapi.Error) from error
+        patience.end = monotonic() + WORK_SECONDS
+        connection = self.engine.raw_connection()
         try:
             driver = connection.driver_connection
             if self.is_sqlite:
@@ -258,9 +255,7 @@ class Transaction:
     def __exit__(self, kind, error, traceback):
         if self.own:
             try:
-                self.db.finish(
-                    commit=kind is None, sound=not isinstance(error, (self.db.dbapi.Error, exc.SQLAlchemyError))
-                )
+                self.db.finish(commit=kind is None, sound=not isinstance(error, FAILURES))
             finally:
                 self.db.state.writing, self.db.state.single = self.outer
 
@@ -277,14 +272,6 @@ def end(connection, commit, sound=True):
         if not sound:
             connection.invalidate()
         connection.close()
-
-
-def refuse_dead(driver, record, proxy):
-    """Have the pool replace its PostgreSQL connections when one has something to say unasked: the server ended it."""
-    waiting = poll()
-    waiting.register(driver.fileno(), POLLIN)
-    if waiting.poll(0):
-        raise exc.InvalidatePoolError
 
 
 def column(name, kind, **options):
@@ -647,15 +634,18 @@ class Table(dataset.Table):
         return statement.add_cte(journal.insert().from_select([*entry, *names], source).cte("entries"))
 
     def _write_many(self, rows, *conflict):
-        """Insert many rows: on SQLite one after the other by one statement, on PostgreSQL all at once."""
+        """Insert many rows: on SQLite one after the other by one statement, on PostgreSQL many at once."""
         rows = list(rows)
         names = tuple(dict.fromkeys(chain.from_iterable(rows)))
         if not rows:
             return
         if self.db.is_sqlite:
             self._compiled(self._insert, (), names, *conflict).many([row.get(name) for name in names] for row in rows)
-        else:
-            self._compiled(self._insert_all, names, *conflict)([[row.get(name) for row in rows] for name in names])
+            return
+        for first in range(0, len(rows), PART):
+            part = rows[first : first + PART]
+            self._compiled(self._insert_all, names, *conflict)([[row.get(name) for row in part] for name in names])
+            patience.end = inf
 
     def _key_of(self, rows):
         """Give the primary key of the row that was written, True where there is none, False where no row was."""
@@ -686,6 +676,7 @@ class Statement:
     def stream(self, values, step):
         """Run the statement; gives its rows one by one, of which `step` are fetched at once."""
         driver = self.db.driver
+        patience.end = inf
         with closing(driver.cursor() if self.db.is_sqlite else driver.cursor("stream")) as cursor:
             cursor.execute(self.sql, self.bind(values))
             while rows := cursor.fetchmany(step):
@@ -734,7 +725,7 @@ class StoragePlugin:
                     finally:
                         db.settle()
                     return stream_or_whole(result, db) if isgenerator(result) else result
-            except (exc.SQLAlchemyError, db.dbapi.Error) as error:
+            except FAILURES as error:
                 raise unavailable(error, db.dbapi) from error
 
         return wrapper
@@ -770,9 +761,8 @@ class Stream:
 def unavailable(error, dbapi):
     """Give the 503 for a database that cannot serve now; raises `error` again where it is a fault of the program."""
     cause = getattr(error, "orig", error)
-    for each in (error, cause):  # PostgreSQL repeats the row in its details, which must not reach the log
-        each.args = tuple(str(text).partition("\nDETAIL:")[0] for text in each.args)
     passing = isinstance(cause, (dbapi.OperationalError, dbapi.InterfaceError, exc.TimeoutError))
+    passing = passing or getattr(cause, "sqlstate", None) in READ_ONLY
     if not passing or getattr(cause, "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR:
         raise error
     log.error("database: %s", " ".join(str(cause).split()))

@@ -1,0 +1,145 @@
+"""PostgreSQL that fails: of several servers the one that takes writes is used, and a silent one is not waited for.
+
+`Servers` connects for a SQLAlchemy engine to whichever server of a URL of libpq's takes writes::
+
+    engine = create_engine("postgresql+psycopg://")
+    Servers("postgresql://dealer@one:5432,two:5433/dealer").connect_for(engine)
+
+A server that is frozen, or behind a network that swallows, still takes what is sent to it: neither TCP nor its own
+``statement_timeout`` ends the wait. So a `Connection` gives up on silence, not on what takes long. It is closed then,
+and its statement not cancelled: a COMMIT that is cancelled while it waits for a standby has succeeded. And `patience`
+bounds how long one thread waits in silence, whatever it asks.
+"""
+
+import threading
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, as_completed, wait
+from math import inf
+from select import POLLIN, poll
+from time import monotonic
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict
+from sqlalchemy import event
+from sqlalchemy.exc import InvalidatePoolError
+
+CONNECT = 2  # seconds for one address; psycopg takes no less
+STAGGER = 0.3  # seconds that a server is ahead of the next one (RFC 8305, "Happy Eyeballs")
+REACH = 4  # seconds for all servers, whatever their names stand for
+PAUSE = 1  # seconds after a failure in which no server is asked: what would connect fails at once
+SILENCE = 6.5  # seconds of silence, which is longer than a server lets a statement take
+
+
+class Patience(threading.local):
+    """Until when, by the monotonic clock, this thread waits for a server that is silent."""
+
+    end = inf
+
+
+patience = Patience()
+
+
+class Connection(psycopg.Connection):
+    """A connection that is closed once its server has been silent for too long, with a `psycopg.OperationalError`."""
+
+    def wait(self, generator, *arguments, **options):
+        """Do all the waiting of psycopg, but that for the connection itself."""
+        return super().wait(self.listen(generator), *arguments, **options)
+
+    def listen(self, generator):
+        """Hand on what a generator of psycopg's wants to wait for, and what came of it, which is 0 after 0.1 s."""
+        heard = monotonic()
+        try:
+            wanted = next(generator)
+            while True:
+                ready = yield wanted
+                if ready:
+                    heard = monotonic()
+                elif monotonic() > min(heard + SILENCE, patience.end):
+                    self.close()
+                    self.servers.silent()
+                    raise psycopg.OperationalError("the server has gone silent")
+                wanted = generator.send(ready)
+        except StopIteration as end:
+            return end.value
+
+
+class Servers:
+    """The servers of a URL, which are tried in their order, a silent one not holding up the next."""
+
+    def __init__(self, url, **parameters):
+        """Take a URL, and parameters that override its own; raises `ValueError` for one that cannot be read."""
+        self.all = servers_of(url, connect_timeout=CONNECT, target_session_attrs="read-write", **parameters)
+        self.silence, self.rest = 0.0, 0.0  # when one was silent, and until when none is asked
+
+    def connect_for(self, engine):
+        """Connect whenever an engine would, and look at what comes from its pool."""
+        event.listen(engine, "do_connect", self.connect)
+        event.listen(engine, "checkout", self.look_at)
+
+    def silent(self):
+        """Trust no connection that there is."""
+        self.silence = monotonic()
+        self.rest = self.silence + PAUSE
+
+    def look_at(self, connection, record, proxy):
+        """Have the pool replace what is from before a silence, or has something to say unasked: the server ended it."""
+        waiting = poll()
+        waiting.register(connection.fileno(), POLLIN)
+        if connection.made < self.silence or waiting.poll(0):
+            raise InvalidatePoolError
+
+    def connect(self, dialect, record, arguments, options):
+        """Give a connection, in place of the dialect's own; raises `psycopg.OperationalError`."""
+        if monotonic() < self.rest:
+            raise psycopg.OperationalError("no server could be used a moment ago")
+        threads, tries = ThreadPoolExecutor(len(self.all)), []
+        try:
+            for server in self.all:
+                tries.append(threads.submit(Connection.connect, **server, **options))
+                if any(not attempt.exception() for attempt in wait(tries, STAGGER, FIRST_COMPLETED).done):
+                    break
+            for attempt in as_completed(tries, REACH):
+                error = attempt.exception()
+                if not error:
+                    tries.remove(attempt)
+                    connection = attempt.result()
+                    connection.servers, connection.made = self, monotonic()
+                    return connection
+        except TimeoutError:
+            error = psycopg.OperationalError("no server answers")
+        finally:
+            threads.shutdown(wait=False)
+            for attempt in tries:
+                attempt.add_done_callback(close_late)
+        self.rest = monotonic() + PAUSE
+        raise error
+
+
+def close_late(attempt):
+    """Close the connection of a server that another was quicker than."""
+    if not attempt.exception():
+        attempt.result().close()
+
+
+def servers_of(url, **parameters):
+    """Give libpq's parameters for each server of a URL; raises `ValueError`, which shows no password.
+
+    A password with a sign that should have been percent-encoded may have ended up as anything.
+    """
+    authority, _, path = url.partition("://")[2].partition("?")[0].partition("/")
+    try:
+        found = conninfo_to_dict(url, **parameters)
+        hosts, ports = (found.get(name, "").split(",") for name in ("host", "port"))
+        if authority.count("@") > 1 or "@" in path or not all(port.isdigit() for port in filter(None, ports)):
+            raise ValueError
+        pairs = zip(hosts, ports * (len(hosts) // len(ports)), strict=True)
+        return [{**found, "host": host, "port": port} for host, port in pairs]
+    except (psycopg.Error, ValueError):
+        raise ValueError("cannot be read as a URL; what is special in a password must be percent-encoded") from None
+
+
+def shown(url):
+    """Give a URL without its password and its parameters."""
+    scheme, _, rest = url.partition("?")[0].partition("://")
+    user, at, servers = rest.rpartition("@")
+    return f"{scheme}://{user.partition(':')[0]}{at}{servers}"
