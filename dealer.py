@@ -439,6 +439,10 @@ class UnknownAuto(LookupError):
     """There is no car with that mark."""
 
 
+class NoAutos(LookupError):
+    """There is no car at all."""
+
+
 class AutoExists(ValueError):
     """There is a car with that mark already."""
 
@@ -460,10 +464,23 @@ class Autos:
         self.db = db
         self.cars = db["autos"]
         self.history = db["history"]
+        self.stocked = self.cars.table.select().exists()
+        self.kept = None, 0, b""  # of the whole stock: its version, how many cars, and all of them in JSON
 
     def any(self):
         """Tell whether there is a car at all."""
         return self.cars.find_one() is not None
+
+    def version(self):
+        """Give what the whole stock is known by, another one after every change; raises `NoAutos` where it is empty.
+
+        Each change adds to the history, whose entries become visible in the order of their ids. The time makes
+        another version of an id that comes again, after a copy of the database was put back.
+        """
+        last = self.history.find_one(self.stocked, order_by="-id", _columns=["id", "at"])
+        if last is None and not self.any():
+            raise NoAutos
+        return last and f"{SCHEMA_VERSION}-{last['id']}-{last['at']}"
 
     def find(self, mark):
         """Give a car, with its version, as a dictionary; raises `UnknownAuto`."""
@@ -526,9 +543,18 @@ class Autos:
         """Give the cars of a page and one more, where there is one."""
         return list(self.cars.find(**listing.find, _limit=listing.limit + 1))
 
-    def text(self, listing):
-        """Give all cars that match as one JSON array."""
-        return self.cars.json(**listing.find)
+    def whole(self, listing, version):
+        """Give how many cars match, and all as one JSON array, or None where they are too many for one piece.
+
+        The array of the whole stock is kept as long as that is of the same version.
+        """
+        if listing.is_plain and version and self.kept[0] == version:
+            return self.kept[1:]
+        total = self.count(listing)
+        array = self.cars.json(**listing.find).encode() if listing.first and total <= MAX_LIMIT else None
+        if listing.is_plain and array:
+            self.kept = version, total, array
+        return total, array
 
 
 def new_version():
@@ -582,7 +608,7 @@ LOGGED_OUT = Answer(202, {"Message": "Logged out"})
 USER_DELETED = Answer(202, {"Message": "User deleted"})
 WRONG_PASSWORD = Answer(403, {"Error": "Invalid password"})
 AUTO_FOUND = Data(200, Car, Car.example, ("ETag",))
-AUTO_UNCHANGED = Data(304, None, headers=("ETag",))
+UNCHANGED = Data(304, None, headers=("ETag",))
 AUTO_CREATED = Answer(201, {"Message": "Auto created"}, ("Location",))
 AUTO_EXISTS = Answer(400, {"Error": "Auto with that mark exists"})
 AUTO_UPDATED = Answer(202, {"Message": "Auto updated"})
@@ -590,7 +616,7 @@ AUTO_DELETED = Answer(202, {"Message": "Auto deleted"})
 AUTO_NOT_FOUND = Answer(404, {"Error": "Auto with that mark not found"})
 AUTO_CHANGED = Answer(412, {"Error": "Auto was changed by someone else"})
 NO_AUTOS = Answer(400, {"Error": "No one autos found in DataBase"})
-STOCK = Data(200, list[Car], [Car.example], ("X-Total-Count", "Link", "Content-Disposition"), also=(CSV_TYPE,))
+STOCK = Data(200, list[Car], [Car.example], ("ETag", "X-Total-Count", "Link", "Content-Disposition"), also=(CSV_TYPE,))
 ENTRIES = Data(200, list[Entry], [to_builtins(EXAMPLE_ENTRY)], ("Link",))
 HEALTHY = Data(200, Health, {"status": "ok"})
 UNAVAILABLE = Answer(503, {"Error": "Database is not available. Try again later"}, ("Retry-After",))
@@ -615,8 +641,8 @@ DECLARED = ("public", "lane", "answers", "parameters")  # what a route says of i
 routes = Bottle()
 IF_MATCH = header_parameter("If-Match", "Change the car only if it still has one of these entity tags")
 CONDITIONS = [IF_MATCH, header_parameter("If-None-Match", "Change the car only if it has none of these entity tags")]
-IF_NONE_MATCH = header_parameter("If-None-Match", "Answer 304 if the car still has one of these entity tags")
-LISTING = list(listing_parameters(Car))
+IF_NONE_MATCH = header_parameter("If-None-Match", "Answer 304 if it still has one of these entity tags")
+LISTING = [*listing_parameters(Car), IF_NONE_MATCH]
 PAGING = [
     query_parameter("limit", Limit, "How many entries at most"),
     query_parameter("after", Number, "The entries after the one with this id, oldest first"),
@@ -675,7 +701,7 @@ def delete_account(confirmation: Confirmation, identity, users):
 
 
 @routes.get(
-    "/auto/" + MARK, lane="lookups", answers=[AUTO_FOUND, AUTO_UNCHANGED, AUTO_NOT_FOUND], parameters=[IF_NONE_MATCH]
+    "/auto/" + MARK, lane="lookups", answers=[AUTO_FOUND, UNCHANGED, AUTO_NOT_FOUND], parameters=[IF_NONE_MATCH]
 )
 def find_auto(mark, autos):
     """Look up one car."""
@@ -723,14 +749,17 @@ def delete_auto(mark, identity, autos):
     return AUTO_DELETED
 
 
-@routes.get("/stock", lane="listings", answers=[STOCK, NO_AUTOS], parameters=LISTING)
+@routes.get("/stock", lane="listings", answers=[STOCK, UNCHANGED, NO_AUTOS], parameters=LISTING)
 def list_stock(autos):
     """List the stock: filtered, ordered, in pages, as JSON or CSV."""
-    if not autos.any():
-        raise NO_AUTOS.error()
-    listing = Listing(request.query_string, Car, "mark", request.get_header("Accept", JSON))
-    response.headers.update({"Cache-Control": "private, no-cache", "Vary": "Accept"})
-    return page_of_stock(listing, autos) if listing.limit else whole_stock(listing, autos)
+    version = autos.version()
+    listing = Listing(request.query_string, Car, "mark", request.environ.get("HTTP_ACCEPT", JSON))
+    tag = f"{version}-{'csv' if listing.as_csv else 'json'}"
+    response.headers.update({"Cache-Control": "private, no-cache", "Vary": "Accept", "ETag": entity_tag(tag)})
+    if is_known(tag):
+        response.status = 304
+        return ""
+    return page_of_stock(listing, autos) if listing.limit else whole_stock(listing, autos, version)
 
 
 @routes.post("/stock", lane="uploads", answers=[autos_created(103)])
@@ -799,15 +828,13 @@ def docs_asset(name):
     return static_file(name, root=ASSETS)
 
 
-def whole_stock(listing, autos):
+def whole_stock(listing, autos, version):
     """Give all cars that match: in one piece up to a thousand as JSON, in parts otherwise."""
-    total = autos.count(listing)
+    total, array = (autos.count(listing), None) if listing.as_csv else autos.whole(listing, version)
     response.set_header("X-Total-Count", total)
     if listing.as_csv:
         return csv_parts(fields(Car), autos.rows(listing), STOCK_FILE)
-    if listing.first and total <= MAX_LIMIT:
-        return json_array(autos.text(listing))
-    return json_parts(autos.rows(listing))
+    return json_parts(autos.rows(listing)) if array is None else json_array(array)
 
 
 def page_of_stock(listing, autos):
@@ -869,6 +896,7 @@ EXPOSED_HEADERS = ("ETag", "Link", "Location", "Retry-After", "X-Request-ID", "X
 REFUSALS = {
     RegistrationClosed: REGISTRATION_CLOSED,
     TooManyAttempts: TOO_MANY_ATTEMPTS,
+    NoAutos: NO_AUTOS,
     UnknownAuto: AUTO_NOT_FOUND,
     AutoExists: AUTO_EXISTS,
     AutoChanged: AUTO_CHANGED,

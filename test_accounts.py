@@ -144,6 +144,45 @@ def test_wrong_value_of_a_password_is_400(refused, name, value, sentence):
     assert_error(refused.put_json("/account/password", body, status=400), 400, f"{name}: {sentence}")
 
 
+@pytest.fixture
+def meanwhile(monkeypatch):
+    """Give a function that has something done whenever a password is looked at."""
+    verify = argon2.PasswordHasher.verify
+
+    def arrange(act):
+        def act_and_verify(*arguments):
+            act()
+            return verify(*arguments)
+
+        monkeypatch.setattr(argon2.PasswordHasher, "verify", act_and_verify)
+
+    return arrange
+
+
+@pytest.mark.parametrize(("column", "status"), [("password", 403), ("session", 401)])
+@confirmed
+def test_account_that_changed_meanwhile_is_left_alone(client, database, meanwhile, method, path, body, column, status):
+    def change():
+        database.execute(f"UPDATE users SET {column} = 'that of somebody quicker'")
+        changed.extend(database.query("SELECT * FROM users"))
+
+    changed = []
+    meanwhile(change)
+
+    assert end(client, method, path, body).status_int == status
+    assert database.query("SELECT * FROM users") == changed
+
+
+def test_older_hash_that_was_replaced_meanwhile_is_not_renewed(registered, database, meanwhile):
+    weak = argon2.PasswordHasher(time_cost=1, memory_cost=8, parallelism=1).hash(PASSWORD)
+    database.execute("UPDATE users SET password = :weak", weak=weak)
+    meanwhile(lambda: database.execute("UPDATE users SET password = 'that of somebody quicker'"))
+
+    registered.post_json("/auth", CREDENTIALS, status="*")
+
+    assert [row["password"] for row in database.query("SELECT * FROM users")] == ["that of somebody quicker"]
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # Guessing
 # ----------------------------------------------------------------------------------------------------------------------
@@ -339,17 +378,12 @@ def test_simultaneous_guesses_in_two_processes_are_ten(server, lasting_app, data
     assert statuses(answers) == [401] * looked_at + [429] * (16 - looked_at)
 
 
-def test_right_password_is_not_told_when_others_failed_meanwhile(registered, database, monkeypatch):
+def test_right_password_is_not_told_when_others_failed_meanwhile(registered, database, meanwhile):
     fail(registered, database, 10)
-    rows, verify = failures(database), argon2.PasswordHasher.verify
+    rows = failures(database)
     database.execute("DELETE FROM failures")
+    meanwhile(lambda: [database.insert("failures", row) for row in rows])
 
-    def verify_while_others_fail(*arguments):
-        for row in rows:
-            database.insert("failures", row)
-        return verify(*arguments)
-
-    monkeypatch.setattr(argon2.PasswordHasher, "verify", verify_while_others_fail)
     answer = guess(registered, USERNAME, PASSWORD)
 
     assert len(failures(database)) == 10

@@ -41,7 +41,7 @@ STATUSES = {
     "PUT /auto/{mark}": {202, 401, 404, 412, *BODY},
     "PATCH /auto/{mark}": {202, 401, 404, 412, *BODY},
     "DELETE /auto/{mark}": {202, 400, 401, 404, 412},
-    "GET /stock": {200, 400, 401},
+    "GET /stock": {200, 304, 400, 401},
     "POST /stock": {201, 401, *BODY},
     "PUT /stock": {202, 401, *BODY},
     "GET /history": {200, 400, 401},

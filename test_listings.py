@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import re
 from urllib.parse import urlencode
 
@@ -12,11 +13,13 @@ from conftest import (
     COMPARISONS,
     COMPOSED,
     DECOMPOSED,
+    FIELDS,
     FILTERS,
     HEADER,
     ODD_CARS,
     SAMPLES,
     SOUGHT,
+    TestApp,
     assert_error,
     assert_headers,
     assert_json,
@@ -25,6 +28,7 @@ from conftest import (
     in_order,
     pages_from,
     put_cars,
+    send,
     table,
 )
 
@@ -165,6 +169,12 @@ def test_unknown_parameter_is_told_cut_and_printable(bmw):
     assert_error(answer, 400, "ab" + "x" * 78 + ": unknown parameter")
 
 
+def test_query_of_more_parameters_than_anybody_needs_is_not_read(bmw):
+    answer = bmw.get("/stock?" + "&".join(f"a{number}=1" for number in range(101)), status=400)
+
+    assert_error(answer, 400, "query: must be name=value pairs in UTF-8")
+
+
 ORDERS = ["mark", "-mark", "stock", "-stock", "stock,-max_speed", "-stock,max_speed", "handler,-distance,mark"]
 ORDERS += ["max_speed,-stock,distance,-handler", "-distance,-mark", "-handler,-stock,-max_speed,-distance,-mark"]
 
@@ -284,3 +294,98 @@ def test_accept_and_format_decide_what_a_listing_is(bmw, query, kind, accept):
 
     assert answer.content_type.rpartition("/")[2] == kind
     assert_headers(answer, Vary="Accept")
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The version of the whole stock
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def stock_tag(client, query="", **headers):
+    """Give the entity tag of a listing."""
+    return client.get("/stock" + query, headers=headers, status=200).headers["ETag"]
+
+
+@pytest.mark.parametrize("query", ["", "?format=csv", "?limit=1", "?stock=nowhere", "?order_by=-stock&search=x"])
+def test_listing_that_has_not_changed_is_304(bmw, query):
+    tag = stock_tag(bmw, query)
+
+    answer = bmw.get("/stock" + query, headers={"If-None-Match": f'"x", W/{tag}'}, status=304)
+
+    assert re.fullmatch(r'"[\x21\x23-\x7e]+"', tag)
+    assert (answer.body, answer.headers["ETag"]) == (b"", tag)
+    assert_headers(answer, Cache_Control="private, no-cache", Vary="Accept")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "marks"),
+    [
+        ("POST", "/auto/Audi", CAR, ["Audi", "BMW", "Kia"]),
+        ("PUT", "/auto/BMW", CAR, ["BMW", "Kia"]),
+        ("PATCH", "/auto/BMW", {"distance": 400}, ["BMW", "Kia"]),
+        ("DELETE", "/auto/Kia", None, ["BMW"]),
+        ("POST", "/stock", [{"mark": "Audi", **CAR}], ["Audi", "BMW", "Kia"]),
+        ("PUT", "/stock", [{"mark": "BMW", **CAR}], ["BMW", "Kia"]),
+    ],
+)
+def test_stock_that_was_changed_is_another_one(bmw, make_app, method, path, body, marks):
+    bmw.post_json("/auto/Kia", CAR, status=201)
+    other = TestApp(make_app())
+    other.authorization = bmw.authorization
+    before = stock_tag(bmw)
+
+    send(other, method, path, json.dumps(body))
+
+    answer = bmw.get("/stock", headers={"If-None-Match": before}, status=200)
+    assert answer.headers["ETag"] == stock_tag(other) != before
+    assert [car["mark"] for car in answer.json] == marks
+
+
+def test_json_and_csv_have_different_tags(bmw):
+    assert stock_tag(bmw) == stock_tag(bmw, "?format=json") != stock_tag(bmw, Accept="text/csv")
+
+
+def test_refused_change_leaves_the_tag(bmw):
+    before = stock_tag(bmw)
+
+    bmw.post_json("/auto/BMW", CAR, status=400)
+    bmw.delete("/auto/Kia", status=404)
+
+    assert stock_tag(bmw) == before
+
+
+def test_parameters_and_an_empty_stock_come_before_the_tag(bmw):
+    headers = {"If-None-Match": stock_tag(bmw)}
+
+    assert_refused(bmw.get("/stock?limit=0", headers=headers, status=400), "limit")
+    bmw.delete("/auto/BMW", status=202)
+    assert_error(bmw.get("/stock", headers=headers, status=400), 400, "No one autos found in DataBase")
+
+
+def test_stock_is_another_one_after_a_copy_was_put_back(bmw, database):
+    before = stock_tag(bmw)
+
+    database.execute("UPDATE history SET at = '2026-01-31T12:00:00.000000Z'", "UPDATE autos SET distance = 1")
+
+    assert bmw.get("/stock", headers={"If-None-Match": before}, status=200).json[0]["distance"] == 1
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What a page costs
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("direction", ["", " DESC"])
+@pytest.mark.parametrize("name", FIELDS)
+def test_page_in_any_order_needs_no_sorting(lasting_app, database, name, direction):
+    page = f"SELECT * FROM autos ORDER BY {name}{direction}, mark LIMIT 10"
+
+    if database.name == "sqlite":
+        plan = [row["detail"] for row in database.query(f"EXPLAIN QUERY PLAN {page}")]
+    else:
+        with database.engine.connect() as connection:
+            connection.exec_driver_sql("SET enable_seqscan = off; SET enable_sort = off")
+            plan = [row[0] for row in connection.exec_driver_sql(f"EXPLAIN {page}")]
+
+    assert plan
+    assert not re.search("TEMP B-TREE|Sort", str(plan)), plan

@@ -885,6 +885,26 @@ def test_log_holds_no_secret(logged):
     assert log.read_text().count("/<token> ") == 4
 
 
+@pytest.fixture
+def refusing(lasting_app, database):
+    """A database that takes no account, for a reason that the program does not know."""
+    if database.name == "sqlite":
+        database.execute("CREATE TRIGGER refusal BEFORE INSERT ON users BEGIN SELECT RAISE(ABORT, 'no'); END")
+        yield lasting_app
+        database.execute("DROP TRIGGER refusal")
+    else:
+        database.execute("ALTER TABLE users ADD CONSTRAINT refusal CHECK (false)")
+        yield lasting_app
+        database.execute("ALTER TABLE users DROP CONSTRAINT refusal")
+
+
+def test_fault_of_the_database_is_logged_without_values(refusing, caplog):
+    TestApp(refusing).post_json("/register", CREDENTIALS, status=500)
+
+    assert "Traceback" in caplog.text
+    assert not re.search(f"argon2id|{PASSWORD}|{USERNAME}", caplog.text)
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # Request ids, and headers of every answer
 # ----------------------------------------------------------------------------------------------------------------------
@@ -938,3 +958,18 @@ def test_headers_of_an_answer(bmw, method, path, status, headers):
     location = answer.headers.get("Location", "").removeprefix("http://localhost")
     assert {name: location if name == "Location" else answer.headers.get(name) for name in headers} == headers
     assert answer.headers.getall("X-Content-Type-Options") == ["nosniff"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "name", "status"),
+    [
+        *[("GET", "/auto/BMW", "If-None-Match", 200), ("PUT", "/auto/BMW", "If-None-Match", 202)],
+        *[("PUT", "/auto/BMW", "If-Match", 412), ("POST", "/auto/Audi", "If-Match", 412)],
+        *[("GET", "/stock", name, 200) for name in ("Accept", "Origin", "X-Request-ID", "X-Forwarded-For", "Range")],
+        *[("GET", "/docs/swagger-ui.css", name, 200) for name in ("If-None-Match", "If-Modified-Since")],
+    ],
+)
+def test_header_that_is_not_utf8_says_nothing(bmw, method, path, name, status):
+    answer = send(bmw, method, path, raw_car() if method != "GET" else b"", **{name: '"\xff"'})
+
+    assert answer.status_int == status

@@ -1,8 +1,12 @@
 """The plugins by themselves, each in an application of its own."""
 
+import io
 import json
 import logging
 import re
+import secrets
+import sys
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 
@@ -11,7 +15,7 @@ import dataset
 import pytest
 from bottle import Bottle, HTTPError, PluginError
 
-from conftest import NO_OBJECT, NUMBER, SECRET, TestApp, assert_headers, length, send
+from conftest import MIB, NO_OBJECT, NUMBER, SECRET, TestApp, assert_headers, length, send
 from plugins.access import AccessPlugin
 from plugins.answers import Answer, AnswersPlugin
 from plugins.bodies import BodiesPlugin, Number, Record, Text
@@ -300,6 +304,64 @@ def test_storage_gives_the_connection_back_after_an_answer_in_parts(storing):
     assert answers == [b"123"] * 3
 
 
+@pytest.mark.parametrize("read_on", [True, False])
+def test_storage_ends_an_answer_in_parts_wherever_it_is(storing, db, read_on):
+    ended = []
+
+    @storing.get("/")
+    def read(db, ended=ended):
+        try:
+            for row in db.query("SELECT 1 AS number UNION SELECT 2 UNION SELECT 3"):
+                yield b"%d" % row["number"]
+        finally:
+            ended.append(True)
+
+    environ = {"REQUEST_METHOD": "GET", "PATH_INFO": "/", "wsgi.input": io.BytesIO(), "wsgi.errors": sys.stderr}
+    parts = storing(environ, lambda *_: None)
+    whole = b"".join(parts) if read_on else next(iter(parts))
+    assert db.engine.pool.checkedout() == 1
+    parts.close()
+
+    assert whole == (b"123" if read_on else b"1")
+    assert ended == [True]
+    assert db.engine.pool.checkedout() == 0
+
+
+def test_storage_lets_nobody_write_who_reads(storing, database):
+    if database.name == "sqlite":
+        pytest.skip("SQLite knows no transactions that only read")
+
+    @storing.get("/")
+    def write_in_a_request_that_reads(db):
+        write_note(db)
+
+    TestApp(storing).get("/", status=500)
+
+    assert notes(database) == []
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda db, text: db["notes"].insert({"text": text}),
+        lambda db, text: db.query("INSERT INTO notes VALUES (:text)", text=text),
+    ],
+    ids=["table", "query"],
+)
+def test_storage_keeps_values_from_the_log(storing, caplog, write):
+    value = secrets.token_hex()  # which no line of a program repeats
+
+    @storing.post("/")
+    def write_twice(db, write=write, value=value):
+        write(db, value)
+        write(db, value)
+
+    TestApp(storing).post("/", status=500)
+
+    assert "Traceback" in caplog.text
+    assert value not in caplog.text
+
+
 def test_storage_gives_what_was_made_of_the_database(plain, db):
     plain.install(AnswersPlugin())
     plain.install(StoragePlugin(db, notes="resource"))
@@ -559,6 +621,24 @@ def test_public_route_that_asks_for_identity_is_refused(plain):
 
     with pytest.raises(PluginError):
         plain.routes[0].prepare()
+
+
+def test_identity_remembers_no_more_than_some_tokens():
+    plugin = IdentityPlugin(SECRET, ttl=60, confirm=None)
+
+    def memory_after(subjects):
+        for subject in subjects:
+            plugin.identify({"HTTP_AUTHORIZATION": "Bearer " + plugin.make(f"{subject:04000}")})
+        return tracemalloc.get_traced_memory()[0]
+
+    tracemalloc.start()
+    try:
+        before = memory_after(range(1100))
+        grown = memory_after(range(1100, 2200)) - before
+    finally:
+        tracemalloc.stop()
+
+    assert grown < MIB, "for 1,100 tokens of 5 KiB"
 
 
 def test_second_identity_plugin_with_the_keyword_is_refused(plain):

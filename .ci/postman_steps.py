@@ -211,7 +211,10 @@ CARS = [
     create(GOLF),
     get(GOLF)._replace(name="Get it, its slash plain", request="GET " + at(GOLF).replace("%2F", "/")),
     create(LADA, {"mark": LADA, **CAR}),
-    Step("List the stock", "GET /stock", dealer.STOCK, checks=BY_CODE_POINT),
+    Step("List the stock", "GET /stock", dealer.STOCK, checks=BY_CODE_POINT, keep=KEEP_TAG),
+    Step(
+        "Get the stock that has not changed", "GET /stock", 304, headers={"If-None-Match": "{{etag}}"}, checks=NO_BODY
+    ),
     delete(BMW),
     Step("Delete it again", "DELETE " + at(BMW), dealer.AUTO_NOT_FOUND),
     Step("Delete by POST", "POST " + at(GOLF), dealer.AUTO_DELETED, headers=override("DELETE")),

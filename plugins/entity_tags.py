@@ -28,7 +28,7 @@ def entity_tag(version):
 
 def is_known(version):
     """Tell whether ``If-None-Match`` names a version, so that the client has it already (weak comparison)."""
-    header = request.get_header("If-None-Match", "")
+    header = request.environ.get("HTTP_IF_NONE_MATCH", "")  # raw: Bottle would read it as UTF-8, which tags need not be
     return header.strip() == "*" or version in {tag for _, tag in TAG.findall(header)}
 
 
@@ -37,7 +37,7 @@ def wanted_version():
 
     ``If-Match`` names those that it may be (strong comparison), ``If-None-Match`` those that it may not (weak).
     """
-    may, may_not = request.get_header("If-Match", "*"), request.get_header("If-None-Match")
+    may, may_not = request.environ.get("HTTP_IF_MATCH", "*"), request.environ.get("HTTP_IF_NONE_MATCH")
     wanted = {} if may.strip() == "*" else {"in": [tag for weak, tag in TAG.findall(may) if not weak]}
     if may_not is None:
         return wanted

@@ -230,10 +230,10 @@ def link_next(path, query):
     response.set_header("Link", f'<{path}?{query}>; rel="next"')
 
 
-def json_array(text):
-    """Give a JSON array that the database wrote."""
+def json_array(array):
+    """Give a JSON array that is written already."""
     response.content_type = JSON
-    return text.encode()
+    return array
 
 
 def json_parts(rows):

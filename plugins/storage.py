@@ -148,7 +148,10 @@ class Database(dataset.Database):
             raise RuntimeError("Statements belong into reading() or writing()")
         state.settled = True
         patience.end = monotonic() + WORK_SECONDS
-        connection = self.engine.raw_connection()
+        try:
+            connection = self.engine.raw_connection()
+        except self.dbapi.Error as error:
+            raise exc.DBAPIError.instance(None, None, error, self.dbapi.Error) from error
         try:
             driver = connection.driver_connection
             if self.is_sqlite:
@@ -761,6 +764,8 @@ class Stream:
 def unavailable(error, dbapi):
     """Give the 503 for a database that cannot serve now; raises `error` again where it is a fault of the program."""
     cause = getattr(error, "orig", error)
+    for each in (error, cause):  # PostgreSQL repeats the row in its details, which must not reach the log
+        each.args = tuple(str(text).partition("\nDETAIL:")[0] for text in each.args)
     passing = isinstance(cause, (dbapi.OperationalError, dbapi.InterfaceError, exc.TimeoutError))
     passing = passing or getattr(cause, "sqlstate", None) in READ_ONLY
     if not passing or getattr(cause, "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR:
