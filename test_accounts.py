@@ -390,17 +390,26 @@ def test_right_password_is_not_told_when_others_failed_meanwhile(registered, dat
     assert_error(answer, 429, TOO_MANY)
 
 
-def test_many_logins_keep_nobody_waiting(server):
+@pytest.mark.parametrize(
+    ("path", "status", "meanwhile"),
+    [
+        ("/auth", 401, ("GET", "/health")),
+        ("/auth", 401, ("POST", "/register", {"username": "bob", "password": "x"})),
+        ("/register", 201, ("POST", "/auth", CREDENTIALS)),
+    ],
+    ids=["logins, anything", "logins, a registration", "registrations, a login"],
+)
+def test_many_who_have_to_wait_keep_nobody_else_waiting(server, path, status, meanwhile):
     with ThreadPoolExecutor(16) as pool:
         names = [{"username": f"name {number}", "password": "x"} for number in range(16)]
-        logins = [pool.submit(server.request, "POST", "/auth", name) for name in names]
-        while not any(login.done() for login in logins):
+        hashed = [pool.submit(server.request, "POST", path, name) for name in names]
+        while not any(each.done() for each in hashed):
             time.sleep(0.001)
-        server.request("GET", "/health")
-        done = sum(login.done() for login in logins)
+        server.request(*meanwhile)
+        done = sum(each.done() for each in hashed)
 
     assert done < 12
-    assert statuses(login.result() for login in logins) == [401] * 16
+    assert statuses(each.result() for each in hashed) == [status] * 16
 
 
 def test_wrong_password_and_unknown_name_cost_the_same(registered, looked_at):
