@@ -27,7 +27,7 @@ log = logging.getLogger("dealer.access")
 
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 TOKEN = re.compile(r"(?<![\w-])(?=[\w-]*eyJ)[\w-]+\.[\w-]+\.[\w-]*", re.ASCII)  # `{"` is eyJ in Base64, so a JWT has it
-WITH_PORT = re.compile(r"(?:\[([^\]]*)\]|([0-9.]+))(?::[0-9]+)?")  # 192.0.2.1:80, [2001:db8::1]:80
+WITH_PORT = re.compile(r"(?:\[([^\]]+)\]|([0-9.]+))(?::[0-9]+)?")  # 192.0.2.1:80, [2001:db8::1]:80
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
