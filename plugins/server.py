@@ -468,7 +468,7 @@ def serve(app, *, host, port, lanes, lane_of=None, limit_of=None, admits=None, g
     workers = Lanes(lanes, lane_of or (lambda environ: None))
     limit_of = limit_of or (lambda method, path: BODY)
     servers = [Server(app, polled, sock, workers, adjustments, limit_of, admits) for sock in sockets]
-    with stop_signals(servers[0].pull_trigger) as signals:
+    with stop_signals(servers[0].trigger.pull_trigger) as signals:
         try:
             if ready:
                 ready(address_of(sockets[0]))
