@@ -5,7 +5,7 @@ has "test" in its name (all that it holds is dropped)::
 
     TEST_DATABASE_URL=postgresql://postgres@127.0.0.1/dealer_test python -m pytest -W error -s test_reliability.py
 
-``-s`` shows the figures. The mixed load lasts ``RELIABILITY_SECONDS``, 3 unless given. Memory and open files are read
+``-s`` shows the figures. The mixed load lasts ``RELIABILITY_SECONDS``, 1.5 unless given. Memory and open files are read
 from ``/proc``, so Linux is needed; what needs root or PostgreSQL's own programs is skipped without them.
 """
 
@@ -48,7 +48,7 @@ from conftest import (
     wait_for,
 )
 
-MIXED_SECONDS = float(os.environ.get("RELIABILITY_SECONDS", 3))
+MIXED_SECONDS = float(os.environ.get("RELIABILITY_SECONDS", 1.5))
 LONG = "x" * 250  # makes cars of about 600 bytes
 
 
@@ -503,7 +503,7 @@ def test_crowd_keeps_nobody_from_an_answer(site, database, many_files):
         with load(partial(drip, slow)):
             for connection in stalled:
                 connection.request("GET", "/stock")
-            deadline, seconds = time.monotonic() + 2, []
+            deadline, seconds = time.monotonic() + 1, []
             while time.monotonic() < deadline:
                 for request in requests:
                     answer, took = timed(site.ask, *request)

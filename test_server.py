@@ -483,7 +483,7 @@ def test_answers_that_nobody_reads_do_not_pile_up(target):
     reader, files = target.connect(receive_buffer=4096), len(os.listdir(f"/proc/{target.process.pid}/fd"))
     reader.send(request_bytes("GET", "/docs/swagger-ui-bundle.js") * 600)
     with suppress(AssertionError):
-        wait_for(lambda: target.spilled() > 64, 2)
+        wait_for(lambda: target.spilled() > 64, 1)
     spilled, opened = target.spilled(), len(os.listdir(f"/proc/{target.process.pid}/fd")) - files
     reader.close()
 
@@ -518,7 +518,7 @@ def test_bytes_that_cost_much_keep_nobody_waiting(target, data):
     with ThreadPoolExecutor(10) as pool:
         for attacker in attackers:
             pool.submit(attacker.send, data)
-        while time.monotonic() - began < 1.5:
+        while time.monotonic() - began < 0.7:
             answer, seconds = timed(target.ask, "GET", "/history")
             assert answer.status == 200
             waits.append(seconds)
