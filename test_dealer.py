@@ -1401,37 +1401,6 @@ def test_values_come_before_a_taken_name(refused):
     assert_error(answer, 400, f"password: {length(1024)}")
 
 
-# A database that is busy
-
-
-@pytest.fixture
-def locked(database, client):
-    """A client of an application whose database another program writes to, for longer than one can wait."""
-    client.post_json("/auto/BMW", CAR, status=201)
-    with database.engine.connect() as connection:
-        if database.name == "sqlite":
-            connection.exec_driver_sql("BEGIN EXCLUSIVE")
-        else:
-            connection.exec_driver_sql("LOCK TABLE autos IN EXCLUSIVE MODE")
-        yield client
-        connection.rollback()
-
-
-def test_locked_database_is_503_within_10_seconds(locked):
-    began = time.monotonic()
-    answer = locked.put_json("/auto/BMW", OTHER_CAR, status=503)
-
-    assert_error(answer, 503, "Database is not available. Try again later")
-    assert answer.headers["Retry-After"].isdigit()
-    assert time.monotonic() - began < 10
-
-
-def test_locked_database_can_be_read(locked):
-    answer = locked.get("/auto/BMW", status=200)
-
-    assert_json(answer, 200, {"mark": "BMW", **CAR})
-
-
 # ----------------------------------------------------------------------------------------------------------------------
 # What the database holds
 # ----------------------------------------------------------------------------------------------------------------------
