@@ -127,16 +127,13 @@ class OpenAPIPlugin:
         arguments = re.findall(r"<(\w+)", route.rule)
         body = next((kind for kind in callback.__annotations__.values() if hasattr(kind, "receive")), None)
         parameters = [*(self.argument(name, blank) for name in arguments), *route.config.get("parameters", ())]
-        summary, _, description = callback.__doc__.partition("\n")
         operation = {
             "operationId": callback.__name__,
-            "summary": summary.strip(" ."),
+            "summary": callback.__doc__.rstrip("."),
             "tags": [self.tags[route.rule.split("/")[1]]],
             "parameters": parameters,
             "responses": self.responses(route, body, parameters),
         }
-        if description.strip():
-            operation["description"] = " ".join(description.split())
         if body:
             operation["requestBody"] = {"required": True, "content": self.content(body, arguments, blank)}
         if not route.config.get("public"):
@@ -179,7 +176,8 @@ class OpenAPIPlugin:
             answers.append(Answer(413, {"Error": TOO_MANY.format(body)}))
         found = {}
         for answer in answers:
-            self.describe(answer, found.setdefault(str(answer.status), {"description": phrase(answer.status)}))
+            phrase = HTTPStatus(answer.status).phrase
+            self.describe(answer, found.setdefault(str(answer.status), {"description": phrase}))
         return dict(sorted(found.items()))
 
     def refusal(self, body, parameters):
@@ -223,8 +221,3 @@ def query_parameter(name, kind, description):
 def header_parameter(name, description):
     """Describe a header of a request."""
     return {"name": name, "in": "header", "description": description, "schema": {"type": "string"}}
-
-
-def phrase(status):
-    """Give the words of a status."""
-    return HTTPStatus(status).phrase
