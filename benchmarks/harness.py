@@ -114,16 +114,67 @@ def free_port():
         return probe.getsockname()[1]
 
 
-class Server:
-    """One contestant, running over the database in `folder`."""
+class SQLite:
+    """Databases in files."""
 
-    def __init__(self, contestant, folder, token=""):
+    def url(self, folder):
+        """Return the URL of the database of a contestant, whose files are in `folder`."""
+        return f"sqlite:///{folder.resolve()}/cars.db"
+
+    def copy(self, source, target):
+        """Copy the folder of a contestant that does not run, with its database."""
+        shutil.copytree(source, target)
+
+    def remove(self, folder):
+        """Remove a folder with the database in it."""
+        shutil.rmtree(folder)
+
+
+class PostgreSQL:
+    """Databases of one server, made and removed with its own commands."""
+
+    def __init__(self, url):
+        """Take the URL of the server, without a database."""
+        self.server = url.rstrip("/")
+
+    def url(self, folder):
+        """Return the URL of the database of a contestant, which is made on the first use of `folder`."""
+        if not folder.exists():
+            self.run(f'CREATE DATABASE "{self.name(folder)}"')
+        return f"{self.server}/{self.name(folder)}"
+
+    def copy(self, source, target):
+        """Copy the folder of a contestant that does not run, with its database."""
+        self.run(f'CREATE DATABASE "{self.name(target)}" TEMPLATE "{self.name(source)}"', "CHECKPOINT")
+        shutil.copytree(source, target)
+
+    def remove(self, folder):
+        """Remove a folder with the database of its name."""
+        self.run(f'DROP DATABASE "{self.name(folder)}" WITH (FORCE)')
+        shutil.rmtree(folder)
+
+    def name(self, folder):
+        """Return the name of the database of a folder."""
+        return "benchmark " + hashlib.sha256(str(folder).encode()).hexdigest()[:12]
+
+    def run(self, *statements):
+        """Run statements, each by itself."""
+        options = [option for statement in statements for option in ("-c", statement)]
+        subprocess.run(["psql", "-q", "-v", "ON_ERROR_STOP=1", f"{self.server}/postgres", *options], check=True)
+
+
+class Server:
+    """One contestant over the database of `folder`, in one process or several, which share that and the load."""
+
+    def __init__(self, contestant, folder, token="", store=None, processes=1):
         self.contestant = contestant
         self.folder = folder
         self.token = token
-        self.port = free_port()
+        self.ports = [free_port() for _ in range(processes)]
+        self.port = self.ports[0]
+        store = store or SQLite()
+        self.environ = os.environ | SETTINGS | {"DATABASE_URL": store.url(folder)}
         folder.mkdir(parents=True, exist_ok=True)
-        self.environ = os.environ | SETTINGS | {"DATABASE_URL": f"sqlite:///{folder.resolve()}/cars.db"}
 
     def __enter__(self):
         self.start()
@@ -132,10 +183,10 @@ class Server:
     def __exit__(self, *_error):
         self.stop()
 
-    def command(self, template):
+    def command(self, template, port=None):
         """Fill in a command of the contestant."""
         python = environment(self.contestant.requirements)
-        return [part.format(python=python, port=self.port) for part in template.split()]
+        return [part.format(python=python, port=port) for part in template.split()]
 
     def prepare(self):
         """Run what a contestant wants done before its first start."""
@@ -144,15 +195,21 @@ class Server:
             subprocess.run(command, cwd=self.contestant.folder, env=self.environ, check=True)
 
     def start(self):
-        """Start the process and return the seconds until it gave its first answer."""
-        command = self.command(self.contestant.command)
+        """Start the processes and return the seconds until the first one gave its first answer."""
+        self.processes = []
+        times = [self.start_one(port) for port in self.ports]
+        self.process = self.processes[0]
+        return times[0]
+
+    def start_one(self, port):
+        """Start a process and return the seconds until it gave its first answer."""
+        command = self.command(self.contestant.command, port)
         with open(self.folder / "log", "ab") as log:
             begin = time.perf_counter()
-            self.process = subprocess.Popen(
-                command, cwd=self.contestant.folder, env=self.environ, stdout=log, stderr=log
-            )
-        while not self.answers():
-            if self.process.poll() is not None or time.perf_counter() - begin > 60:
+            process = subprocess.Popen(command, cwd=self.contestant.folder, env=self.environ, stdout=log, stderr=log)
+        self.processes.append(process)
+        while not self.answers(port):
+            if process.poll() is not None or time.perf_counter() - begin > 60:
                 raise BenchmarkError(f"{self.contestant.name} does not start: {self.last_words()}")
             time.sleep(0.002)
         return time.perf_counter() - begin
@@ -161,34 +218,36 @@ class Server:
         """Return the end of the log."""
         return (self.folder / "log").read_text()[-2000:]
 
-    def answers(self):
-        """Tell whether the server answers already."""
+    def answers(self, port):
+        """Tell whether a process answers already."""
         try:
-            return bool(self.request("GET", "/auto/car-000001"))
+            return bool(self.request("GET", "/auto/car-000001", port=port))
         except (ConnectionError, http.client.HTTPException):
             return False
 
     def stop(self):
-        """End the process as an operator would."""
-        self.process.send_signal(signal.SIGTERM)
-        try:
-            self.process.wait(20)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            raise BenchmarkError(f"{self.contestant.name} does not stop") from None
+        """End the processes as an operator would."""
+        for process in self.processes:
+            process.send_signal(signal.SIGTERM)
+        for process in self.processes:
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                raise BenchmarkError(f"{self.contestant.name} does not stop") from None
 
-    def connect(self):
+    def connect(self, port=None):
         """Return a connection to the server."""
-        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
+        return http.client.HTTPConnection("127.0.0.1", port or self.port, timeout=120)
 
     def headers(self, **more):
         """Return the headers of a request, the token among them once there is one."""
         token = {"Authorization": f"Bearer {self.token}"} if self.token else {}
         return {"Content-Type": "application/json", **token, **more}
 
-    def request(self, method, path, body=None):
+    def request(self, method, path, body=None, port=None):
         """Send one request over a connection of its own; return status, headers and body."""
-        with closing(self.connect()) as connection:
+        with closing(self.connect(port)) as connection:
             connection.request(method, path, body, self.headers())
             answer = connection.getresponse()
             return answer.status, answer.headers, answer.read()
@@ -206,22 +265,39 @@ class Server:
         answer = self.expect(200, "POST", "/auth", json.dumps(ACCOUNT))
         self.token = answer.get("access_token") or answer["access"]
 
-    def load(self, method, path, seconds, order="random", number=STOCK, body=None):
-        """Let wrk send such requests for some seconds; return how many were answered in a second."""
-        options = ["-t2", f"-c{CONNECTIONS}", f"-d{seconds}s", "--timeout", "60s", "-s", HERE / "load.lua"]
-        arguments = [method, path, self.token or "none", order, str(number), *([body] if body else [])]
-        command = ["wrk", *options, f"http://127.0.0.1:{self.port}", "--", *arguments]
-        output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    def load(self, method, path, seconds, order="random", number=STOCK, body=None, following=None):
+        """Let a wrk for each process send such requests for some seconds; return how many a second were answered."""
+        arguments = [method, path, self.token or "none", order]
+        parts = [str(part) for part in (body, following) if part]
+        options = [
+            "-t2",
+            f"-c{CONNECTIONS // len(self.ports)}",
+            f"-d{seconds}s",
+            "--timeout",
+            "60s",
+            "-s",
+            HERE / "load.lua",
+        ]
+        loads = []
+        for index, port in enumerate(self.ports):
+            first = str(number + index * 10_000_000 if order == "growing" else number)
+            command = ["wrk", *options, f"http://127.0.0.1:{port}", "--", *arguments, first, *parts]
+            loads.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
+        return sum(self.rate(load, f"{method} {path}") for load in loads)
+
+    def rate(self, load, what):
+        """Return how many requests a second a wrk that has been started got answered."""
+        output, _ = load.communicate()
         requests, microseconds, _latency, errors = map(
             int, re.search(r"^RESULT (.*)$", output, re.MULTILINE)[1].split()
         )
         if errors or not requests:
-            raise BenchmarkError(f"{self.contestant.name}: {method} {path}: {errors} errors in {requests} requests")
+            raise BenchmarkError(f"{self.contestant.name}: {what}: {errors} errors in {requests} requests")
         return requests / microseconds * 1e6
 
     def memory(self):
-        """Return the MiB held by the process and its children; pages that a fork shares are counted once."""
-        processes = list(family(self.process.pid))
+        """Return the MiB held by the processes and their children; pages that a fork shares are counted once."""
+        processes = [pid for process in self.processes for pid in family(process.pid)]
         anonymous = sum(kibibytes(pid, "smaps_rollup", "Pss_Anon") for pid in processes)
         return (anonymous + max(kibibytes(pid, "status", "RssFile") for pid in processes)) / 1024
 
@@ -239,9 +315,9 @@ def kibibytes(pid, file, field):
     return int(re.search(rf"^{field}:\s+(\d+) kB", Path(f"/proc/{pid}/{file}").read_text(), re.MULTILINE)[1])
 
 
-def seeded(contestant, folder, *uploads):
+def seeded(contestant, folder, *uploads, store=None):
     """Make a database with an account and these cars through the contestant itself; return a token for it."""
-    server = Server(contestant, folder)
+    server = Server(contestant, folder, store=store)
     server.prepare()
     with server:
         server.log_in()

@@ -1,7 +1,7 @@
 -- One kind of request for wrk, with another car each time:
---   wrk -s load.lua URL -- METHOD PATH TOKEN ORDER NUMBER [BODY]
+--   wrk -s load.lua URL -- METHOD PATH TOKEN ORDER NUMBER [BODY [NEXT]]
 -- `{n}` becomes a number, in PATH of at least six digits: a random one from 1 to NUMBER (ORDER "random"), or one that
--- never came before, counted from NUMBER ("growing"). The last line of the output is for the program that reads it.
+-- never came before, counted from NUMBER ("growing"). After each such request comes a GET of NEXT, if it is given. The last line of the output is for the program that reads it.
 
 local threads = 0
 
@@ -11,7 +11,7 @@ function setup(thread)
 end
 
 function init(args)
-  method, path, order, body = args[1], args[2], args[4], args[6]
+  method, path, order, body, following = args[1], args[2], args[4], args[6], args[7]
   number = tonumber(args[5])
   wrk.headers["Authorization"] = "Bearer " .. args[3]
   if body then wrk.headers["Content-Type"] = "application/json" end
@@ -25,7 +25,11 @@ local function pick()
   return count
 end
 
+local turn = 0
+
 function request()
+  turn = turn + 1
+  if following and turn % 2 == 0 then return wrk.format("GET", following) end
   local n = pick()
   local mark = string.format("%06d", n)
   return wrk.format(method, (path:gsub("{n}", mark)), nil, body and (body:gsub("{n}", n)))

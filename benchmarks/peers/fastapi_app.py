@@ -21,14 +21,18 @@ SECRET_KEY = os.environ["JWT_SECRET"]
 ALGORITHM = "HS256"
 LIFETIME = timedelta(seconds=int(os.environ["JWT_TTL"]))
 
+URL = os.environ["DATABASE_URL"]
+ON_SQLITE = URL.startswith("sqlite")
 # As many connections as Starlette has threads: beyond the pool's size each would be closed after use and opened anew.
-engine = create_engine(os.environ["DATABASE_URL"], connect_args={"check_same_thread": False}, pool_size=40)
+engine = create_engine(URL, connect_args={"check_same_thread": False} if ON_SQLITE else {}, pool_size=40)
 password_hash = PasswordHash.recommended()
 
 
 @event.listens_for(engine, "connect")
 def set_pragmas(connection, _record):
     """Put a new SQLite connection in WAL mode with durable commits."""
+    if not ON_SQLITE:
+        return
     connection.execute("PRAGMA journal_mode=WAL")
     connection.execute("PRAGMA synchronous=FULL")
 

@@ -34,6 +34,8 @@ api = Api(app)
 @event.listens_for(Engine, "connect")
 def set_pragmas(connection, _record):
     """Put a new SQLite connection in WAL mode with durable commits."""
+    if not os.environ["DATABASE_URL"].startswith("sqlite"):
+        return
     connection.execute("PRAGMA journal_mode=WAL")
     connection.execute("PRAGMA synchronous=FULL")
 
