@@ -962,7 +962,8 @@ PATIENCE = 5  # seconds; what then waits for the database gives up after `LOCK_S
 def lanes_of(settings):
     """Give the queues of workers that routes name, so that what takes long never keeps what is short waiting.
 
-    Each write would wait for the one before, each hash takes a core for itself. What names none asks no database.
+    On SQLite each write would wait for the one before, and each hash takes a core for itself. What names none asks no
+    database.
     """
     on_sqlite = settings.database_url.startswith("sqlite")
     return {
@@ -970,7 +971,7 @@ def lanes_of(settings):
         "lookups": Lane(0) if on_sqlite else Lane(settings.threads, PATIENCE),  # readers of SQLite wait for nobody
         "listings": Lane(settings.threads, PATIENCE, "Too many listings wait. Try again later"),
         "uploads": Lane(1, PATIENCE, "Too many uploads wait. Try again later"),
-        "writes": Lane(1, PATIENCE, "Too many changes wait. Try again later"),
+        "writes": Lane(1 if on_sqlite else settings.threads, PATIENCE, "Too many changes wait. Try again later"),
         "passwords": Lane(1, PATIENCE, "Too many logins wait. Try again later"),
         "registrations": Lane(1, PATIENCE, "Too many registrations wait. Try again later"),
     }

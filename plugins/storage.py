@@ -25,7 +25,6 @@ What is a single statement says so, ``reading(single=True)``: around that Postgr
 it two ways there and back. A database that cannot be reached, is full or stays locked is a 503 with ``Retry-After``.
 """
 
-import json
 import logging
 import sqlite3
 import threading
@@ -37,11 +36,13 @@ from math import inf
 from time import monotonic
 
 import dataset
+import msgspec
 import psycopg
 from bottle import HTTPError, PluginError
 from dataset.util import QUERY_STEP, QueryError, ensure_strings
 from sqlalchemy import (
     ARRAY,
+    JSON,
     BigInteger,
     Column,
     Connection,
@@ -443,7 +444,7 @@ class Table(dataset.Table):
         """Give values as the one parameter that they are sent in."""
         if not isinstance(values, (list, tuple, set)):
             raise QueryError(f"{operator!r} filter requires a list, got {type(values)}")
-        return json.dumps(list(values)) if self.db.is_sqlite else list(values)
+        return msgspec.json.encode(list(values)).decode() if self.db.is_sqlite else list(values)
 
     def _compile(self, build, *shape):
         """Compile the statement that ``build(bind, *shape)`` makes; ``bind(type)`` is the place of the next value."""
@@ -545,16 +546,11 @@ class Table(dataset.Table):
             array = cast(func.json_agg(rows.table_valued()), Text)
         return select(func.coalesce(array, "[]").label("text"))
 
-    def _places(self, bind, names, kind=lambda kind: kind):
+    def _places(self, bind, names):
         """Give the places of a row's values by column; as with dataset, those of other names are dropped."""
-        places = {self._get_column_name(name): bind for name in names}
-        found = {}
-        for name in places:
-            known = name in self.table.c
-            place = bind(kind(self.table.c[name].type) if known else None)
-            if known:
-                found[name] = place
-        return found
+        known = [self.table.c.get(self._get_column_name(name)) for name in names]
+        places = [bind(None if each is None else each.type) for each in known]
+        return {each.name: place for each, place in zip(known, places, strict=True) if each is not None}
 
     def _insert(self, bind, clauses, names, keys=None, replace=False):
         """Give the statement that adds a row, if `clauses` hold."""
@@ -564,10 +560,11 @@ class Table(dataset.Table):
         return self._or_else(row, places, keys, replace)
 
     def _insert_all(self, bind, names, keys=None, replace=False):
-        """Give the statement that adds many rows, on PostgreSQL from arrays by column."""
-        places = self._places(bind, names, lambda kind: ARRAY(type(kind)()))
-        source = func.unnest(*places.values()).table_valued(*places).render_derived()
-        return self._or_else(self._new().from_select([*places], select(*source.c)), places, keys, replace)
+        """Give PostgreSQL's statement that adds many rows, which come as one text of JSON."""
+        kinds = [Column(each.name, type(each.type)()) for each in self.table.c if each.name in names]
+        source = func.json_to_recordset(cast(bind(Text()), JSON)).table_valued(*kinds).render_derived(with_types=True)
+        names = [each.name for each in kinds]
+        return self._or_else(self._new().from_select(names, select(*source.c)), names, keys, replace)
 
     def _new(self):
         """Give the database's own kind of INSERT, which knows of conflicts."""
@@ -637,18 +634,15 @@ class Table(dataset.Table):
         return statement.add_cte(journal.insert().from_select([*entry, *names], source).cte("entries"))
 
     def _write_many(self, rows, *conflict):
-        """Insert many rows: on SQLite one after the other by one statement, on PostgreSQL many at once."""
+        """Insert many rows: on SQLite one after the other by one statement, on PostgreSQL all at once."""
         rows = list(rows)
         names = tuple(dict.fromkeys(chain.from_iterable(rows)))
         if not rows:
             return
         if self.db.is_sqlite:
             self._compiled(self._insert, (), names, *conflict).many([row.get(name) for name in names] for row in rows)
-            return
-        for first in range(0, len(rows), PART):
-            part = rows[first : first + PART]
-            self._compiled(self._insert_all, names, *conflict)([[row.get(name) for row in part] for name in names])
-            patience.end = inf
+        else:
+            self._compiled(self._insert_all, names, *conflict)([msgspec.json.encode(rows).decode()])
 
     def _key_of(self, rows):
         """Give the primary key of the row that was written, True where there is none, False where no row was."""
@@ -687,8 +681,8 @@ class Statement:
                     yield dict(zip(self.names, row))  # noqa: B905 - as long
 
     def many(self, rows):
-        """Run the statement for the values of each row, as they come."""
-        self.db.driver.executemany(self.sql, map(self.bind, rows))
+        """Run the statement, whose places all have a value, for the values of each row, as they come."""
+        self.db.driver.executemany(self.sql, rows)
 
     def bind(self, values):
         """Give the values, and those that never change, in the driver's order."""
