@@ -809,7 +809,10 @@ def assert_unavailable(answer):
     """Compare a 503: JSON, and when to come back."""
     assert (answer.status, answer.headers["content-type"]) == (503, "application/json")
     assert list(answer.json) == ["Error"]
-    assert re.fullmatch(r"(Database is not available|Too many \w+ wait)\. Try again later", answer.json["Error"])
+    assert re.fullmatch(
+        r"(Database is not available|Too many \w+ wait|No room for a body of this size)\. Try again later",
+        answer.json["Error"],
+    )
     assert answer.headers["retry-after"].isdigit()
 
 
