@@ -301,10 +301,12 @@ def changed(account, **claims):
 class Store:
     """A database as another program sees it, for what HTTP cannot show."""
 
+    pool = None  # SQLAlchemy's own
+
     def __init__(self, url):
         self.url = dealer.database_url(url)
         self.name = sqlalchemy.make_url(self.url).get_backend_name()
-        self.engine = sqlalchemy.create_engine(self.url, poolclass=NullPool if self.name == "sqlite" else None)
+        self.engine = sqlalchemy.create_engine(self.url, poolclass=NullPool if self.name == "sqlite" else self.pool)
         if self.name == "sqlite":
             sqlalchemy.event.listen(self.engine, "connect", hurry)
 
@@ -821,25 +823,15 @@ def assert_unavailable(answer):
 # ----------------------------------------------------------------------------------------------------------------------
 
 
-class Database:
-    """A database, seen without the service."""
+class Database(Store):
+    """A database whose server may fail: each statement has a session of its own."""
 
-    def __init__(self, url):
-        self.url = url
-        self.engine = sqlalchemy.create_engine(dealer.database_url(url), poolclass=NullPool)
-        self.name = self.engine.dialect.name
-        self.path = self.engine.url.database
+    pool = NullPool
 
-    def query(self, sql):
-        """Give the rows of a query as dictionaries."""
-        with self.engine.connect() as connection:
-            return [dict(row) for row in connection.execute(sqlalchemy.text(sql)).mappings()]
-
-    def execute(self, *statements):
-        """Change the database."""
-        with self.engine.begin() as connection:
-            for sql in statements:
-                connection.execute(sqlalchemy.text(sql))
+    @property
+    def path(self):
+        """The file, or the name on the server."""
+        return self.engine.url.database
 
     def cars(self):
         """Give the stored cars by mark."""

@@ -401,7 +401,10 @@ def test_other_origin_may_read_nothing(make_app, allowed, origins):
         *[(trusted, PROXY, "198.51.100.1, 203.0.113.9", "203.0.113.9") for trusted in (PROXY, "*")],
         *[(PROXY, PROXY, forwarded, "203.0.113.9") for forwarded in ("203.0.113.9:65535", "[203.0.113.9]")],
         *[(PROXY, PROXY, f, "2001:db8::1") for f in ("2001:db8::1", "x, [2001:db8::1]:80", "[2001:DB8::1]")],
-        *[(PROXY, PROXY, forwarded, PROXY) for forwarded in ("x, unknown", "203.0.113.9 x", "203.0.113.9:", "[]:80", "")],
+        *[
+            (PROXY, PROXY, forwarded, PROXY)
+            for forwarded in ("x, unknown", "203.0.113.9 x", "203.0.113.9:", "[]:80", "")
+        ],
         (PROXY, f"::ffff:{PROXY}", "203.0.113.9", "203.0.113.9"),
         *[(trusted, "192.0.2.2", "203.0.113.9", "192.0.2.2") for trusted in (None, PROXY)],
     ],
