@@ -6,9 +6,9 @@
     Servers("postgresql://dealer@one:5432,two:5433/dealer").connect_for(engine)
 
 A server that is frozen, or behind a network that swallows, still takes what is sent to it: neither TCP nor its own
-``statement_timeout`` ends the wait. So a `Connection` gives up on silence, not on what takes long. It is closed then,
-and its statement not cancelled: a COMMIT that is cancelled while it waits for a standby has succeeded. And `patience`
-bounds how long one thread waits in silence, whatever it asks.
+``statement_timeout`` ends the wait. So a `Connection` gives up when that time is over. It is closed then, and its
+statement not cancelled: a COMMIT that is cancelled while it waits for a standby has succeeded. And `patience` bounds
+how long one thread waits, whatever it asks.
 """
 
 import threading
@@ -19,6 +19,7 @@ from time import monotonic
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
+from psycopg.pq import TransactionStatus
 from sqlalchemy import event
 from sqlalchemy.exc import InvalidatePoolError
 
@@ -26,11 +27,11 @@ CONNECT = 2  # seconds for one address; psycopg takes no less
 STAGGER = 0.3  # seconds that a server is ahead of the next one (RFC 8305, "Happy Eyeballs")
 REACH = 4  # seconds for all servers, whatever their names stand for
 PAUSE = 1  # seconds after a failure in which no server is asked: what would connect fails at once
-SILENCE = 6.5  # seconds of silence, which is longer than a server lets a statement take
+SILENCE = 6.5  # seconds for a statement: longer than a server that lives lets it take
 
 
 class Patience(threading.local):
-    """Until when, by the monotonic clock, this thread waits for a server that is silent."""
+    """Until when, by the monotonic clock, this thread waits for a server."""
 
     end = inf
 
@@ -39,28 +40,17 @@ patience = Patience()
 
 
 class Connection(psycopg.Connection):
-    """A connection that is closed once its server has been silent for too long, with a `psycopg.OperationalError`."""
+    """A connection that is closed, with a `psycopg.OperationalError`, when its server has not answered in time."""
 
-    def wait(self, generator, *arguments, **options):
-        """Do all the waiting of psycopg, but that for the connection itself."""
-        return super().wait(self.listen(generator), *arguments, **options)
-
-    def listen(self, generator):
-        """Hand on what a generator of psycopg's wants to wait for, and what came of it, which is 0 after 0.1 s."""
-        heard = monotonic()
+    def wait(self, generator, interval=0.1, timeout=inf):
+        """Do all the waiting of psycopg, but that for the connection itself: once for a statement, or for its rows."""
         try:
-            wanted = next(generator)
-            while True:
-                ready = yield wanted
-                if ready:
-                    heard = monotonic()
-                elif monotonic() > min(heard + SILENCE, patience.end):
-                    self.close()
-                    self.servers.silent()
-                    raise psycopg.OperationalError("the server has gone silent")
-                wanted = generator.send(ready)
-        except StopIteration as end:
-            return end.value
+            return super().wait(generator, interval, min(timeout, SILENCE, patience.end - monotonic()))
+        except psycopg.OperationalError:
+            if self.pgconn.transaction_status == TransactionStatus.ACTIVE:
+                self.close()
+                self.servers.silent()
+            raise
 
 
 class Servers:
@@ -89,20 +79,23 @@ class Servers:
             raise InvalidatePoolError
 
     def connect(self, dialect, record, arguments, options):
-        """Give a connection, in place of the dialect's own; raises `psycopg.OperationalError`."""
+        """Give a connection, in place of the dialect's own; raises `psycopg.OperationalError`.
+
+        The server that was used last comes first the next time.
+        """
         if monotonic() < self.rest:
             raise psycopg.OperationalError("no server could be used a moment ago")
-        threads, tries = ThreadPoolExecutor(len(self.all)), []
+        threads, tries = ThreadPoolExecutor(len(self.all)), {}
         try:
             for server in self.all:
-                tries.append(threads.submit(Connection.connect, **server, **options))
+                tries[threads.submit(Connection.connect, **server, **options)] = server
                 if any(not attempt.exception() for attempt in wait(tries, STAGGER, FIRST_COMPLETED).done):
                     break
             for attempt in as_completed(tries, REACH):
                 error = attempt.exception()
                 if not error:
-                    tries.remove(attempt)
-                    connection = attempt.result()
+                    used, connection = tries.pop(attempt), attempt.result()
+                    self.all = sorted(self.all, key=lambda server: server is not used)
                     connection.servers, connection.made = self, monotonic()
                     return connection
         except TimeoutError:

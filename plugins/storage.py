@@ -80,7 +80,7 @@ POOL = {"max_overflow": 0, "pool_timeout": LOCK_SECONDS, "hide_parameters": True
 SQLITE = {"connect_args": {"timeout": LOCK_SECONDS, "isolation_level": None, "check_same_thread": False}}
 POSTGRES = {"paramstyle": "format"}
 TIMEOUTS = f"-c lock_timeout={LOCK_SECONDS}s -c statement_timeout=6s"
-PART = 5000  # rows that PostgreSQL is sent in one statement, so that it is never silent for long
+PART = 1000  # rows that PostgreSQL is sent in one statement, so that it is never silent for long
 READ_ONLY = ("25006", "0A000")  # what is said to a change by a server that was demoted, and by a standby
 FAILURES = (exc.SQLAlchemyError, sqlite3.Error, psycopg.Error)
 
