@@ -80,7 +80,7 @@ POOL = {"max_overflow": 0, "pool_timeout": LOCK_SECONDS, "hide_parameters": True
 SQLITE = {"connect_args": {"timeout": LOCK_SECONDS, "isolation_level": None, "check_same_thread": False}}
 POSTGRES = {"paramstyle": "format"}
 TIMEOUTS = f"-c lock_timeout={LOCK_SECONDS}s -c statement_timeout=6s"
-PART = 1000  # rows that PostgreSQL is sent in one statement, so that it is never silent for long
+PART = 1000  # rows in one statement for PostgreSQL, which answers each in time however long an upload takes
 READ_ONLY = ("25006", "0A000")  # what is said to a change by a server that was demoted, and by a standby
 FAILURES = (exc.SQLAlchemyError, sqlite3.Error, psycopg.Error)
 
@@ -634,15 +634,18 @@ class Table(dataset.Table):
         return statement.add_cte(journal.insert().from_select([*entry, *names], source).cte("entries"))
 
     def _write_many(self, rows, *conflict):
-        """Insert many rows: on SQLite one after the other by one statement, on PostgreSQL all at once."""
+        """Insert many rows: on SQLite one after the other by one statement, on PostgreSQL many at once."""
         rows = list(rows)
         names = tuple(dict.fromkeys(chain.from_iterable(rows)))
         if not rows:
             return
         if self.db.is_sqlite:
             self._compiled(self._insert, (), names, *conflict).many([row.get(name) for name in names] for row in rows)
-        else:
-            self._compiled(self._insert_all, names, *conflict)([msgspec.json.encode(rows).decode()])
+            return
+        for first in range(0, len(rows), PART):
+            part = msgspec.json.encode(rows[first : first + PART]).decode()
+            self._compiled(self._insert_all, names, *conflict)([part])
+            patience.end = inf
 
     def _key_of(self, rows):
         """Give the primary key of the row that was written, True where there is none, False where no row was."""
