@@ -167,7 +167,7 @@ def test_openapi_has_the_characters_of_a_text(bmw, document, text):
 
     answer = bmw.patch_json("/auto/BMW", {"stock": text}, status="*")
 
-    assert (answer.status_int == 202) == bool(re.search(pattern.replace("$", r"\Z"), text))
+    assert (answer.status_int == 202) == bool(re.search(pattern, text))
 
 
 @pytest.mark.parametrize(
@@ -333,7 +333,7 @@ def test_patterns_mean_the_same_in_a_browser(browser, document, flags):
         matches = "([pattern, flags, texts]) => texts.map((text) => new RegExp(pattern, flags).test(text))"
         found = context.new_page().evaluate(matches, [pattern, flags, texts])
 
-    assert found == [bool(re.search(pattern.replace("$", r"\Z"), text)) for text in texts]
+    assert found == [bool(re.search(pattern, text)) for text in texts]
     assert sum(found) == 3
 
 

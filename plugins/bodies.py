@@ -41,8 +41,9 @@ INVISIBLE = (
 ASTRAL = (0x110BD, 0x110CD, *range(0x13430, 0x13440), *range(0x1BCA0, 0x1BCA4), *range(0x1D173, 0x1D17B), 0xE0001)
 ASTRAL = [*map(chr, (*ASTRAL, *range(0xE0020, 0xE0080)))]  # those above U+FFFF
 VISIBLE = re.compile(f"[^{INVISIBLE}{''.join(ASTRAL)}]+")
-# The same for JSON Schema: in JavaScript without the ``u`` flag such a character is two, which no set can hold.
-VISIBLE_ANYWHERE = f"(?:(?!{'|'.join(ASTRAL)})[^{INVISIBLE}])+"
+# The same for JSON Schema: in JavaScript without the ``u`` flag such a character is two, which no set can hold; in
+# Python ``$`` stands before a last line feed, too.
+VISIBLE_ANYWHERE = f"(?:(?!{'|'.join(ASTRAL)})[^{INVISIBLE}])+$(?!\\n)"
 JOINED = 4  # code points, at most, that NFC makes one of
 UNORDERED = 256  # code points that NFC puts in order in a tenth of a millisecond, whatever they are
 SURROGATE = re.compile("[\ud800-\udfff]")
@@ -71,7 +72,7 @@ def Text(length, refuse=(), stripped=False):
         return text
 
     others = "".join(f"(?!{re.escape(text)}$)" for text in refuse) + r"(?!\s|[\s\S]*\s$)" * stripped
-    return text_type(length, readable, {"pattern": f"^{others}(?!{BLANK.pattern}$){VISIBLE_ANYWHERE}$"})
+    return text_type(length, readable, {"pattern": f"^{others}(?!{BLANK.pattern}$){VISIBLE_ANYWHERE}"})
 
 
 def Password(length):
