@@ -7,6 +7,7 @@ command line.
 
 import dataclasses
 import getpass
+import hashlib
 import logging
 import os
 import secrets
@@ -22,7 +23,7 @@ from urllib.parse import quote, urlencode
 
 import argon2
 import msgspec
-from bottle import Bottle, HTTPError, HTTPResponse, request, response, static_file
+from bottle import Bottle, HTTPError, request, response, static_file
 from msgspec import to_builtins
 from sqlalchemy import CheckConstraint, Index, MetaData, Table
 from sqlalchemy.schema import CreateColumn
@@ -649,6 +650,8 @@ PAGING = [
     query_parameter("before", Number, "The entries before the one with this id, newest first"),
 ]
 STOCK_FILE = "stock.csv"
+PAGES = Path(__file__).resolve().parent / "pages"
+PAGE_POLICY = POLICY.replace(" 'unsafe-inline'", "")
 MARK = "<mark:re:(?s:.+)>"  # anything, slashes and line breaks too: what a mark may hold is for `Car` to say
 
 
@@ -801,10 +804,13 @@ def describe(openapi):
     return openapi.document()
 
 
-@routes.get("/", public=True)
-def find_docs():
-    """Lead to the documentation."""
-    return HTTPResponse(status=302, headers={"Location": "/docs"})
+@routes.get(["/", "/pages/<name:re:[a-z]+[.](?:js|css|svg)>"], public=True)
+def send_page(name="index.html"):
+    """Send a file of the page for people."""
+    file = PAGES / name
+    version = hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else ""
+    headers = {"Cache-Control": "no-cache", "Content-Security-Policy": PAGE_POLICY}
+    return static_file(name, root=PAGES, etag=entity_tag(version), headers=headers)
 
 
 @routes.get("/docs", public=True)

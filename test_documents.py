@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 from dataclasses import fields
+from pathlib import Path
 from urllib.parse import urljoin
 
 import pytest
@@ -18,6 +19,7 @@ from conftest import (
     HERE,
     TestApp,
     assert_error,
+    assert_headers,
     assert_json,
     open_app,
     run,
@@ -222,12 +224,6 @@ def test_openapi_has_the_parameters_that_are_taken(operations, path, names):
 # The page
 
 
-def test_root_leads_to_the_page(testapp):
-    answer = testapp.get("/").follow(status=200)
-
-    assert answer.request.path == "/docs"
-
-
 def test_page_needs_no_internet(testapp):
     answer = testapp.get("/docs", status=200)
 
@@ -335,6 +331,46 @@ def test_patterns_mean_the_same_in_a_browser(browser, document, flags):
 
     assert found == [bool(re.search(pattern, text)) for text in texts]
     assert sum(found) == 3
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The page for people: its files (what it does is tested in a browser)
+# ----------------------------------------------------------------------------------------------------------------------
+
+PAGE_FILES = sorted(path.name for path in (HERE / "pages").iterdir())
+PAGE_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
+
+
+@pytest.mark.parametrize("name", PAGE_FILES)
+def test_file_of_the_page_is_sent(testapp, name):
+    path = "/" if name == "index.html" else f"/pages/{name}"
+
+    answer = testapp.get(path, status=200)
+
+    assert answer.body == (HERE / "pages" / name).read_bytes()
+    assert answer.content_type == PAGE_TYPES[Path(name).suffix]
+    assert_headers(
+        answer,
+        Cache_Control="no-cache",
+        X_Content_Type_Options="nosniff",
+        Content_Security_Policy="default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
+        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    )
+    assert re.fullmatch('"[0-9a-f]{64}"', answer.headers["ETag"])
+    assert testapp.get(path, headers={"If-None-Match": answer.headers["ETag"]}, status=304).body == b""
+
+
+@pytest.mark.parametrize("path", ["/pages/", "/pages/none.js", "/pages/..%2Fdealer.py", "/pages/index.html"])
+def test_page_has_no_other_files(testapp, path):
+    assert testapp.get(path, status=404).content_type == "application/json"
+
+
+def test_page_is_small_and_builds_nothing_from_text():
+    texts = {name: (HERE / "pages" / name).read_text() for name in PAGE_FILES}
+
+    assert sum(text.count("\n") for name, text in texts.items() if not name.endswith(".svg")) < 1000
+    assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(", "".join(texts.values()))
+    assert not re.search(r"<style|<script(?! type=\"module\" src=)|\son\w+=|style=|https?:", texts["index.html"])
 
 
 # ----------------------------------------------------------------------------------------------------------------------
