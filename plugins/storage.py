@@ -28,10 +28,10 @@ it two ways there and back. A database that cannot be reached, is full or stays 
 import logging
 import sqlite3
 import threading
-from contextlib import closing
+from contextlib import closing, contextmanager
 from functools import lru_cache, wraps
 from inspect import isgenerator
-from itertools import chain
+from itertools import chain, compress
 from math import inf
 from time import monotonic
 
@@ -56,7 +56,6 @@ from sqlalchemy import (
     cast,
     event,
     exc,
-    exists,
     func,
     literal_column,
     or_,
@@ -73,6 +72,7 @@ log = logging.getLogger("dealer")
 
 SAFE_METHODS = ("GET", "HEAD")
 SHAPES = 512  # statements that a table keeps compiled
+ONE = literal_column("1")
 LOCK = 1908  # PostgreSQL's advisory lock behind `Database.line_up`
 LOCK_SECONDS = 4  # requests that queue for a thread meanwhile must still be answered within ten
 WORK_SECONDS = 4.5  # how long a transaction waits for a PostgreSQL that is silent, unless it has many rows
@@ -187,7 +187,7 @@ class Database(dataset.Database):
     def joined(self):
         """Give what is expected to the only statement of a transaction on PostgreSQL, which shall look itself."""
         state = self.state
-        if state.single and state.expected and state.driver is None and not self.is_sqlite:
+        if state.single and state.expected and state.driver is None:
             self.begin_transaction()
             return state.expected
         return None
@@ -209,63 +209,51 @@ class Database(dataset.Database):
 
     def reading(self, single=False):
         """Give a context in which all statements see the same moment, or of a `single` statement."""
-        return Transaction(self, False, single)
+        return self.transaction(False, single)
 
     def writing(self, single=False):
         """Give a context whose changes are kept together, or of a `single` statement; not inside one that reads."""
-        return Transaction(self, True, single)
+        return self.transaction(True, single)
+
+    @contextmanager
+    def transaction(self, writing, single):
+        """Give the context of `reading` or `writing`: inside another that is the same, or has begun, a part of that."""
+        state = self.state
+        outer, kind = (state.writing, state.single), (writing, single and not self.is_sqlite)
+        if writing and state.writing is False:
+            raise RuntimeError("A transaction that reads cannot write")
+        if state.driver is not None or outer == kind:
+            yield self
+            return
+        state.writing, state.single = kind
+        try:
+            yield self
+            end(self.detach(), commit=True)
+        except BaseException as error:
+            end(self.detach(), commit=False, sound=not isinstance(error, FAILURES))
+            raise
+        finally:
+            state.writing, state.single = outer
 
     def detach(self):
-        """Give this thread's connection, with its transaction, to the caller, who must end both."""
+        """Give this thread's connection, with its transaction, to the caller, who must end both; None without one."""
         connection = self.state.connection
         self.state.connection = self.state.driver = self.state.executable = None
         return connection
 
-    def finish(self, commit, sound=True):
-        """End this thread's transaction, if it has begun, and give its connection back, or drop one that failed.
-
-        A session that was ended, or a file that could only be read, would fail the next request as well.
-        """
-        if self.state.connection is not None:
-            end(self.detach(), commit, sound)
-
     def close(self):
         """Give back every connection; the object cannot be used after."""
-        self.finish(commit=False)
+        end(self.detach(), commit=False)
         super().close()
 
 
-class Transaction:
-    """A block whose changes are kept together, or not at all where it raises.
-
-    Inside another transaction of the same kind, or one that has begun, the block is a part of that.
-    """
-
-    def __init__(self, db, writing, single=False):
-        self.db = db
-        self.writing = writing
-        self.single = single and not db.is_sqlite
-
-    def __enter__(self):
-        state = self.db.state
-        self.outer = state.writing, state.single
-        if self.writing and state.writing is False:
-            raise RuntimeError("A transaction that reads cannot write")
-        self.own = state.connection is None and self.outer != (self.writing, self.single)
-        if self.own:
-            state.writing, state.single = self.writing, self.single
-        return self.db
-
-    def __exit__(self, kind, error, traceback):
-        if self.own:
-            try:
-                self.db.finish(commit=kind is None, sound=not isinstance(error, FAILURES))
-            finally:
-                self.db.state.writing, self.db.state.single = self.outer
-
-
 def end(connection, commit, sound=True):
-    """End the transaction of a pool's connection and give it back, or drop it where it is not sound."""
+    """End a transaction and give its connection back to the pool, or drop one that is not sound.
+
+    A session that was ended, or a file that could only be read, would fail the next request as well.
+    """
+    if connection is None:
+        return
     try:
         if sound:
             (connection.commit if commit else connection.rollback)()
@@ -325,11 +313,6 @@ class Table(dataset.Table):
         self._table = db.declared.get(self.name)
         self._compiled = lru_cache(maxsize=SHAPES)(self._compile)
 
-    @property
-    def journal(self):
-        """The table of entries."""
-        return self.db[self.table.info["journal"]]
-
     def find(self, *clauses, _streamed=False, _step=QUERY_STEP, **options):
         """Give an iterator over the rows that match, as dictionaries.
 
@@ -338,7 +321,7 @@ class Table(dataset.Table):
         """
         shape, values = self._query(clauses, **options)
         if _streamed:
-            return self._compiled(self._select, *shape).stream(values, _step)
+            return self._compiled(self._select, None, *shape).stream(values, _step)
         return iter(self._run(self._select, shape, values))
 
     def find_one(self, *clauses, **options):
@@ -355,12 +338,11 @@ class Table(dataset.Table):
 
     def insert(self, row):
         """Add a row; gives its primary key."""
-        return self._key_of(self._write(self._insert, (), tuple(row), values=[*row.values()]))
+        return self._add(row)
 
     def insert_ignore(self, row, keys, _entry=None):
         """Add a row; gives its primary key, or False where a unique index over `keys` has one like it."""
-        keys = tuple(ensure_strings(keys))
-        return self._key_of(self._write(self._insert, (), tuple(row), keys, values=[*row.values()], entry=_entry))
+        return self._add(row, tuple(ensure_strings(keys)), False, entry=_entry)
 
     def upsert(self, row, keys):
         """Add a row, or change the one with its `keys`, which have a unique index; gives its primary key.
@@ -368,23 +350,23 @@ class Table(dataset.Table):
         dataset gives True for a row that was there, and lets such a row be given in part: neither can be had in one
         statement on both databases.
         """
-        keys = tuple(ensure_strings(keys))
-        return self._key_of(self._write(self._insert, (), tuple(row), keys, True, values=[*row.values()]))
+        return self._add(row, tuple(ensure_strings(keys)), True)
 
     def insert_many(self, rows):
-        """Add many rows in one statement; what a row lacks of the first one's columns is NULL."""
-        self._write_many(rows)
+        """Add many rows; what one lacks of the others' columns is NULL."""
+        self._add_many(rows)
 
     def upsert_many(self, rows, keys):
-        """Do as `upsert` with many rows, in one statement; no two of them may have the same `keys`."""
-        self._write_many(rows, tuple(ensure_strings(keys)), True)
+        """Do as `upsert` with many rows; no two of them may have the same `keys`."""
+        self._add_many(rows, tuple(ensure_strings(keys)), True)
 
     def update(self, row, keys, _entry=None, **filters):
         """Give the rows that have the values of `row` under `keys`, and match, its other values; gives their number."""
         row = dict(row)
-        shape, values = self._shape({name: row.pop(name, None) for name in ensure_strings(keys)} | filters)
+        keys = {name: row.pop(name, None) for name in ensure_strings(keys)} | filters
+        shape, values = self._shape(keys)
         if not row:
-            return self.count(**filters)
+            return self.count(**keys)
         return len(self._write(self._update, (), tuple(row), shape, values=[*row.values(), *values], entry=_entry))
 
     def delete(self, *clauses, _entry=None, **filters):
@@ -397,64 +379,85 @@ class Table(dataset.Table):
         if not self.db.is_sqlite:
             self.db.driver.execute(f'LOCK TABLE "{self.name}" IN SHARE ROW EXCLUSIVE MODE')
 
+    def _add(self, row, *conflict, entry=None):
+        """Insert a row; gives its primary key, True where there is none, False where no row was added."""
+        rows = self._write(self._insert, (), tuple(row), *conflict, values=[*row.values()], entry=entry)
+        key = next(iter(self.table.primary_key), None)
+        return bool(rows) and (key is None or rows[0][key.name])
+
+    def _add_many(self, rows, *conflict):
+        """Insert many rows: on SQLite one after the other by one statement, on PostgreSQL many at once."""
+        rows = list(rows)
+        names = tuple(dict.fromkeys(chain.from_iterable(rows)))
+        if self.db.is_sqlite and rows:
+            statement = self._compiled(self._insert, None, names, *conflict)
+            self.db.driver.executemany(statement.sql, ([row.get(name) for name in names] for row in rows))
+            return
+        for first in range(0, len(rows), PART):
+            part = msgspec.json.encode(rows[first : first + PART]).decode()
+            self._compiled(self._insert_all, None, names, *conflict)([part])
+            patience.end = inf
+
     def _query(self, clauses, _limit=None, _offset=0, order_by=(), _columns=(), _after=(), _locked=False, **filters):
         """Give the shape of a query, and its values."""
         where, values = self._shape(filters)
-        order, columns, cut = tuple(ensure_strings(order_by)), tuple(_columns), (_limit is not None, bool(_offset))
-        bounds = [bound for bound, given in zip((_limit, _offset), cut, strict=True) if given]
-        return (clauses, where, order, columns, len(_after), *cut, _locked), [*values, *_after, *bounds]
-
-    def _run(self, build, shape, values):
-        """Give the rows of a query, which looks at what is expected too where it is the only statement."""
-        expected = self.db.joined()
-        if not expected:
-            return self._compiled(build, *shape)(values)
-        refuse, table, filters = expected
-        rows = self._compiled(self._beside, table, tuple(filters), build, *shape)([*filters.values(), *values])
-        return self._found(rows, refuse)
-
-    def _found(self, rows, refuse):
-        """Give the rows of a statement that looked at what is expected; there is one, of NULLs, where it found none."""
-        marks = [(row.pop("held"), row.pop("found")) for row in rows]
-        if not marks[0][0]:
-            refuse()
-        return rows if marks[0][1] else []
+        cut = _limit is not None, bool(_offset)
+        shape = clauses, where, tuple(ensure_strings(order_by)), tuple(_columns), len(_after), *cut, _locked
+        return shape, [*values, *_after, *compress((_limit, _offset), cut)]
 
     def _shape(self, filters):
         """Give filters as (name, operator, whether there is a value) triples, and the values."""
         shape, values = [], []
         for name, given in filters.items():
-            if isinstance(given, (list, tuple, set)):
-                given = {"in": given}
-            elif not isinstance(given, dict):
-                given = {"=": given}
+            if not isinstance(given, dict):
+                given = {"in" if isinstance(given, (list, tuple, set)) else "=": given}
             for operator, value in given.items():
                 if operator in ("between", ".."):
                     shape += ((name, ">=", True), (name, "<=", True))
                     values += value
                     continue
                 if operator in ("in", "notin"):
-                    value = self._many_values(operator, value)
+                    if not isinstance(value, (list, tuple, set)):
+                        raise QueryError(f"{operator!r} filter requires a list, got {type(value)}")
+                    value = msgspec.json.encode(list(value)).decode() if self.db.is_sqlite else list(value)
                 shape.append((name, operator, value is not None))
-                if value is not None:
-                    values.append(value)
+                values += () if value is None else (value,)
         return tuple(shape), values
 
-    def _many_values(self, operator, values):
-        """Give values as the one parameter that they are sent in."""
-        if not isinstance(values, (list, tuple, set)):
-            raise QueryError(f"{operator!r} filter requires a list, got {type(values)}")
-        return msgspec.json.encode(list(values)).decode() if self.db.is_sqlite else list(values)
+    def _run(self, build, shape, values):
+        """Give the rows of a statement, which looks at what is expected too where it is the only one."""
+        expected = self.db.joined()
+        if not expected:
+            return self._compiled(build, None, *shape)(values)
+        refuse, table, filters = expected
+        rows = self._compiled(build, (table, *filters), *shape)([*filters.values(), *values])
+        marks = [(row.pop("held"), row.pop("found")) for row in rows]
+        if not marks[0][0]:
+            refuse()
+        return rows if marks[0][1] else []
 
-    def _compile(self, build, *shape):
-        """Compile the statement that ``build(bind, *shape)`` makes; ``bind(type)`` is the place of the next value."""
+    def _write(self, *shape, values, entry=None):
+        """Run a statement that writes; gives its rows, of which there are entries in the journal then."""
+        entry = entry or {}
+        rows = self._run(self._change, (tuple(entry), *shape), [*values, *entry.values()])
+        if entry and rows and self.db.is_sqlite:
+            self.db[self.table.info["journal"]].insert_many([{**entry, **row} for row in rows])
+        return rows
+
+    def _compile(self, build, expected, *shape):
+        """Compile the statement that ``build(bind, held, *shape)`` makes; ``bind(type)`` is the next value's place.
+
+        ``held`` is a query for the row that is expected, None if there is nothing to look at.
+        """
         places = []
 
         def bind(kind):
             places.append(bindparam(f"value_{len(places)}", type_=kind))
             return places[-1]
 
-        return Statement(self.db, build(bind, *shape), len(places))
+        held = expected and self.db[expected[0]]._where(bind, (), [(name, "=", True) for name in expected[1:]])
+        held = expected and select(ONE).select_from(self.db[expected[0]].table).where(held)
+        return Statement(self.db, build(bind, held, *shape), len(places))
 
     def _where(self, bind, clauses, shape):
         """Give the condition of filters; as with dataset, none holds of a column that is not there."""
@@ -485,22 +488,7 @@ class Table(dataset.Table):
             return place == any_(value) if op == "in" else place != all_(value)
         return super()._generate_clause(column, op, value)
 
-    def _beside(self, bind, table, names, build, *shape):
-        """Give a query that looks at what is expected too, in the same moment."""
-        guard = select(self._expected(bind, table, names).exists().label("held")).subquery("guard")
-        rows = build(bind, *shape).add_columns(literal_column("true").label("found")).subquery("rows")
-        return select(rows, guard).select_from(guard.outerjoin(rows, guard.c.held))
-
-    def _expected(self, bind, table, names):
-        """Give the query for the row of a table that is expected."""
-        table = self.db[table].table
-        return (
-            select(literal_column("1"))
-            .select_from(table)
-            .where(*(table.c[name] == bind(table.c[name].type) for name in names))
-        )
-
-    def _select(self, bind, clauses, shape, order, columns, after, limited, offset, locked):
+    def _select(self, bind, held, clauses, shape, order, columns, after, limited, offset, locked):
         """Give the statement for the rows in order, from where a page begins.
 
         A page begins behind a row: among those that equal it in the first columns of the order and lie beyond in the
@@ -518,33 +506,62 @@ class Table(dataset.Table):
 
         def cut(statement, named):
             orders = (named[name].desc() if falling else named[name] for name, falling in order)
-            statement = statement.order_by(*orders).limit(limit)
-            return statement.with_for_update(read=True) if locked else statement
+            return statement.order_by(*orders).limit(limit)
 
         if not after:
-            return cut(pick(named).where(where), named).offset(bind(Integer()) if offset else None)
+            rows = cut(pick(named).where(where), named).offset(bind(Integer()) if offset else None)
+            return beside(held, rows.with_for_update(read=True) if locked else rows)
         parts = []
         for last, (name, falling) in reversed(list(enumerate(order[:after]))):
             equal = [named[name] == value for (name, _), value in zip(order[:last], values, strict=False)]
             beyond = named[name] < values[last] if falling else named[name] > values[last]
-            rows = select(self.table).where(where, *equal, beyond)
-            parts.append(select(cut(rows, named).subquery()))
+            parts.append(select(cut(select(self.table).where(where, *equal, beyond), named).subquery()))
         rows = union_all(*parts).subquery()
-        return cut(pick(rows.c), rows.c)
+        return beside(held, cut(pick(rows.c), rows.c))
 
-    def _count(self, bind, clauses, shape, *_):
+    def _count(self, bind, held, clauses, shape, *_):
         """Give the statement that counts."""
-        return select(func.count().label("count")).select_from(self.table).where(self._where(bind, clauses, shape))
+        rows = select(func.count().label("count")).select_from(self.table)
+        return beside(held, rows.where(self._where(bind, clauses, shape)))
 
-    def _gather(self, bind, *shape):
+    def _gather(self, bind, held, *shape):
         """Give the statement for the rows of `_select` as one text of JSON."""
-        rows = self._select(bind, *shape).subquery("rows")
+        rows = self._select(bind, None, *shape).subquery("rows")
         if self.db.is_sqlite:
             pairs = chain.from_iterable((literal_column(f"'{each.name}'"), each) for each in rows.c)
             array = func.json_group_array(func.json_object(*pairs))
         else:
             array = cast(func.json_agg(rows.table_valued()), Text)
-        return select(func.coalesce(array, "[]").label("text"))
+        return beside(held, select(func.coalesce(array, "[]").label("text")))
+
+    def _change(self, bind, held, entry, build, clauses, *shape):
+        """Give a statement that writes, and gives the rows' keys or what the journal keeps of them.
+
+        PostgreSQL writes the entries in the same statement, and waits for its turn just before: so their ids become
+        visible in their order, and whoever waits for a row has not got that turn yet: no two wait for each other.
+        What is expected stays as it is until then.
+        """
+        if held is not None:
+            own = self.table in held.get_final_froms()
+            held = select(ONE).select_from(held.with_for_update(read=not own, key_share=own).cte("guard"))
+            clauses = (*clauses, held.exists())
+        statement = build(bind, clauses, *shape)
+        journal = self.db[self.table.info["journal"]].table if entry else None
+        said = [bind(journal.c[name].type) for name in entry]
+        kept = self.table.primary_key or [*self.table.c][:1]
+        if entry and build != self._delete:
+            kept = [each for each in self.table.c if each.name in journal.c]
+        statement = statement.returning(*kept)
+        if self.db.is_sqlite or (held is None and not entry):
+            return statement
+        changed = statement.cte("changed")
+        rows = beside(held, select(*changed.c))
+        if not entry:
+            return rows
+        queued = select(changed, func.pg_advisory_xact_lock(LOCK).label("turn")).cte("queued")
+        names = [each.name for each in kept]
+        source = select(*said, *(queued.c[name] for name in names))
+        return rows.add_cte(journal.insert().from_select([*entry, *names], source).cte("entries"))
 
     def _places(self, bind, names):
         """Give the places of a row's values by column; as with dataset, those of other names are dropped."""
@@ -554,17 +571,16 @@ class Table(dataset.Table):
 
     def _insert(self, bind, clauses, names, keys=None, replace=False):
         """Give the statement that adds a row, if `clauses` hold."""
-        places = self._places(bind, names)
-        row = self._new()
-        row = row.from_select([*places], select(*places.values()).where(*clauses)) if clauses else row.values(places)
-        return self._or_else(row, places, keys, replace)
+        values, row = self._places(bind, names), self._new()
+        row = row.from_select([*values], select(*values.values()).where(*clauses)) if clauses else row.values(values)
+        return self._or_else(row, values, keys, replace)
 
-    def _insert_all(self, bind, names, keys=None, replace=False):
+    def _insert_all(self, bind, _, names, keys=None, replace=False):
         """Give PostgreSQL's statement that adds many rows, which come as one text of JSON."""
-        kinds = [Column(each.name, type(each.type)()) for each in self.table.c if each.name in names]
-        source = func.json_to_recordset(cast(bind(Text()), JSON)).table_valued(*kinds).render_derived(with_types=True)
-        names = [each.name for each in kinds]
-        return self._or_else(self._new().from_select(names, select(*source.c)), names, keys, replace)
+        kinds = {each.name: type(each.type)() for each in self.table.c if each.name in names}
+        columns = (Column(*each) for each in kinds.items())
+        rows = func.json_to_recordset(cast(bind(Text()), JSON)).table_valued(*columns).render_derived(with_types=True)
+        return self._or_else(self._new().from_select([*kinds], select(*rows.c)), kinds, keys, replace)
 
     def _new(self):
         """Give the database's own kind of INSERT, which knows of conflicts."""
@@ -581,76 +597,20 @@ class Table(dataset.Table):
 
     def _update(self, bind, clauses, names, shape):
         """Give the statement that changes rows."""
-        values = self._places(bind, names)
-        return self.table.update().values(values).where(self._where(bind, clauses, shape))
+        return self.table.update().values(self._places(bind, names)).where(self._where(bind, clauses, shape))
 
     def _delete(self, bind, clauses, shape):
         """Give the statement that removes rows."""
         return self.table.delete().where(self._where(bind, clauses, shape))
 
-    def _write(self, build, clauses, *shape, values, entry=None):
-        """Run a statement that writes; gives its rows, of which there are entries in the journal too."""
-        expected = self.db.joined()
-        refuse, table, filters = expected or (None, None, {})
-        if not expected and (entry is None or self.db.is_sqlite):
-            rows = self._compiled(self._returning, build, entry is not None, clauses, *shape)(values)
-            if entry and rows:
-                self.journal.insert_many([{**entry, **row} for row in rows])
-            return rows
-        names = entry and tuple(entry)
-        statement = self._compiled(self._at_once, table, tuple(filters), names, build, clauses, *shape)
-        rows = statement([*filters.values(), *values, *(entry or {}).values()])
-        return self._found(rows, refuse)
 
-    def _returning(self, bind, build, journal, clauses, *shape):
-        """Give a statement that writes and gives the rows' keys, or what the journal keeps of them."""
-        statement = build(bind, clauses, *shape)
-        if journal and build != self._delete:
-            return statement.returning(*(each for each in self.table.c if each.name in self.journal.table.c))
-        return statement.returning(*(self.table.primary_key or [*self.table.c][:1]))
-
-    def _at_once(self, bind, table, names, entry, build, clauses, *shape):
-        """Give PostgreSQL's statement that looks at what is expected, writes, and writes the entries of the journal.
-
-        What is expected stays so to its end. It waits for its turn just before the entries: so their ids become
-        visible in their order, and whoever waits for a row has not got that turn yet: no two wait for each other.
-        """
-        held = literal_column("true")
-        if table:
-            own = table == self.name
-            guard = self._expected(bind, table, names).with_for_update(read=not own, key_share=own).cte("guard")
-            held = exists(select(literal_column("1")).select_from(guard))
-            clauses = (*clauses, held)
-        changed = self._returning(bind, build, entry, clauses, *shape).cte("changed")
-        rows = select(literal_column("true").label("found"), *changed.c).subquery("rows")
-        one = select(held.label("held")).subquery("one")
-        statement = select(one, rows).select_from(one.outerjoin(rows, literal_column("true")))
-        if not entry:
-            return statement
-        names = [each.name for each in changed.c]
-        queued = select(changed, func.pg_advisory_xact_lock(LOCK).label("turn")).cte("queued")
-        journal = self.journal.table
-        source = select(*(bind(journal.c[name].type) for name in entry), *(queued.c[name] for name in names))
-        return statement.add_cte(journal.insert().from_select([*entry, *names], source).cte("entries"))
-
-    def _write_many(self, rows, *conflict):
-        """Insert many rows: on SQLite one after the other by one statement, on PostgreSQL many at once."""
-        rows = list(rows)
-        names = tuple(dict.fromkeys(chain.from_iterable(rows)))
-        if not rows:
-            return
-        if self.db.is_sqlite:
-            self._compiled(self._insert, (), names, *conflict).many([row.get(name) for name in names] for row in rows)
-            return
-        for first in range(0, len(rows), PART):
-            part = msgspec.json.encode(rows[first : first + PART]).decode()
-            self._compiled(self._insert_all, names, *conflict)([part])
-            patience.end = inf
-
-    def _key_of(self, rows):
-        """Give the primary key of the row that was written, True where there is none, False where no row was."""
-        key = next(iter(self.table.primary_key), None)
-        return bool(rows) and (key is None or rows[0][key.name])
+def beside(held, rows):
+    """Give a query together with a look whether there is what is expected, or by itself where nothing is."""
+    if held is None:
+        return rows
+    one = select(held.exists().label("held")).subquery("one")
+    rows = rows.add_columns(literal_column("true").label("found")).subquery("rows")
+    return select(one, rows).select_from(one.outerjoin(rows, one.c.held))
 
 
 class Statement:
@@ -682,10 +642,6 @@ class Statement:
             while rows := cursor.fetchmany(step):
                 for row in rows:
                     yield dict(zip(self.names, row))  # noqa: B905 - as long
-
-    def many(self, rows):
-        """Run the statement, whose places all have a value, for the values of each row, as they come."""
-        self.db.driver.executemany(self.sql, rows)
 
     def bind(self, values):
         """Give the values, and those that never change, in the driver's order."""
@@ -719,14 +675,14 @@ class StoragePlugin:
         @wraps(callback)
         def wrapper(*args, **kwargs):
             try:
-                with Transaction(db, writing):
+                with db.transaction(writing, False):
                     try:
                         result = callback(*args, **kwargs, **wanted)
                     finally:
                         db.settle()
                     return stream_or_whole(result, db) if isgenerator(result) else result
             except FAILURES as error:
-                raise unavailable(error, db.dbapi) from error
+                raise unavailable(error, db.dbapi, writing) from error
 
         return wrapper
 
@@ -758,13 +714,13 @@ class Stream:
         end(self.connection, commit=False)
 
 
-def unavailable(error, dbapi):
+def unavailable(error, dbapi, writing):
     """Give the 503 for a database that cannot serve now; raises `error` again where it is a fault of the program."""
     cause = getattr(error, "orig", error)
     for each in (error, cause):  # PostgreSQL repeats the row in its details, which must not reach the log
         each.args = tuple(str(text).partition("\nDETAIL:")[0] for text in each.args)
     passing = isinstance(cause, (dbapi.OperationalError, dbapi.InterfaceError, exc.TimeoutError))
-    passing = passing or getattr(cause, "sqlstate", None) in READ_ONLY
+    passing = passing or (writing and getattr(cause, "sqlstate", None) in READ_ONLY)
     if not passing or getattr(cause, "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR:
         raise error
     log.error("database: %s", " ".join(str(cause).split()))
