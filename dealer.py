@@ -61,7 +61,7 @@ from plugins.listings import (
     refuse_others,
 )
 from plugins.methods import MethodsPlugin, method_of
-from plugins.openapi import ASSETS, PAGE, POLICY, START, OpenAPIPlugin, header_parameter, query_parameter
+from plugins.openapi import ASSETS, DOCS, POLICY, OpenAPIPlugin, header_parameter, query_parameter
 from plugins.postgresql import servers_of, shown
 from plugins.server import Lane, serve
 from plugins.settings import OneLineParser, SettingError, address, integer, load, one_of, options, origins, setting
@@ -816,22 +816,13 @@ def send_page(name="index.html"):
 @routes.get("/docs", public=True)
 def show_docs():
     """Show the documentation, where every request can be tried."""
-    response.content_type = "text/html; charset=utf-8"
-    response.set_header("Content-Security-Policy", POLICY)
-    return PAGE.format(title=ABOUT["title"])
+    return static_file("index.html", root=DOCS, headers={"Content-Security-Policy": POLICY})
 
 
-@routes.get("/docs/start.js", public=True)
-def start_docs():
-    """Start Swagger UI."""
-    response.content_type = "text/javascript; charset=utf-8"
-    return START
-
-
-@routes.get(r"/docs/<name:re:swagger-ui(-bundle\.js|\.css)|favicon-32x32\.png>", public=True)
+@routes.get(r"/docs/<name:re:swagger-ui(-bundle\.js|\.css)|favicon-32x32\.png|start\.js>", public=True)
 def docs_asset(name):
-    """Send a file of Swagger UI."""
-    return static_file(name, root=ASSETS)
+    """Send a file of the documentation."""
+    return static_file(name, root=DOCS if name == "start.js" else ASSETS)
 
 
 def whole_stock(listing, autos, version):

@@ -13,7 +13,7 @@ Parameters that a handler reads by itself are declared beside it, as ``parameter
     def describe(openapi):
         return openapi.document()
 
-The page for it is Swagger UI, whose files come from the installed package ``swagger-ui-py``.
+The page for it, in the folder `DOCS`, is Swagger UI, whose files, in `ASSETS`, come from the package ``swagger-ui-py``.
 """
 
 import re
@@ -30,40 +30,12 @@ from plugins.answers import JSON, Answer
 from plugins.bodies import NOT_JSON, fields, tidy_named
 from plugins.uploads import CSV_TYPE, NEITHER, TOO_MANY, Upload
 
+DOCS = Path(__file__).with_name("swagger")
 ASSETS = Path(find_spec("swagger_ui").origin).parent / "static"
 REFERENCE = "#/components/schemas/{name}"
 CHANGING = ("PUT", "PATCH", "DELETE")  # what is there: the page fills in nothing that could be
 BLANK = {"integer": 0, "string": "…"}
 KINDS = {str: {"type": "string"}, list: {"type": "array", "items": {"type": "string"}}}
-PAGE = """<!DOCTYPE html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<link rel="icon" href="docs/favicon-32x32.png">
-<link rel="stylesheet" href="docs/swagger-ui.css">
-<div id="page"></div>
-<script src="docs/swagger-ui-bundle.js"></script>
-<script src="docs/start.js"></script>
-</html>
-"""
-# Whoever logs in with the page's own form is logged in for every other request of the page.
-START = """const page = SwaggerUIBundle({
-  dom_id: "#page",
-  url: "openapi.json",
-  validatorUrl: null,
-  deepLinking: true,
-  tryItOutEnabled: true,
-  displayRequestDuration: true,
-  defaultModelsExpandDepth: 0,
-  responseInterceptor: (response) => {
-    if (response.ok && response.body && response.body.access_token) {
-      page.preauthorizeApiKey("token", response.body.access_token);
-    }
-    return response;
-  },
-});
-"""
 # Swagger UI sets styles by itself and carries its icons as data; all else comes from here.
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
