@@ -503,17 +503,17 @@ class Autos:
         """Change some or all values of a car; raises `UnknownAuto` or `AutoChanged`."""
         row = {"mark": mark, **values, "version": new_version()}
         with self.db.writing(single=True):
-            self.done(mark, self.cars.update(row, ["mark"], _entry=act("updated", by), version=version))
+            self.done(mark, version, self.cars.update(row, ["mark"], _entry=act("updated", by), version=version))
 
     def delete(self, mark, by, version=ANY):
         """Remove a car; raises `UnknownAuto` or `AutoChanged`."""
         with self.db.writing(single=True):
-            self.done(mark, self.cars.delete(mark=mark, _entry=act("deleted", by), version=version))
+            self.done(mark, version, self.cars.delete(mark=mark, _entry=act("deleted", by), version=version))
 
-    def done(self, mark, done):
-        """Raise what kept a car from being changed, where that was not done."""
+    def done(self, mark, version, done):
+        """Raise what kept a car from being changed, where that was not done; it may have come into being since."""
         if not done:
-            raise AutoChanged(mark) if self.cars.count(mark=mark) else UnknownAuto(mark)
+            raise AutoChanged(mark) if version != ANY and self.cars.count(mark=mark) else UnknownAuto(mark)
 
     def known(self, marks):
         """Give those of `marks` that there are cars with, as a set, which stays true in this transaction."""

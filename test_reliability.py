@@ -644,6 +644,25 @@ def test_two_servers_are_as_one(pair, database):
     assert [pair[0].ask("POST", "/logout").status, pair[1].ask("GET", "/history").status] == [202, 401]
 
 
+def test_change_without_a_condition_never_fails_for_one(pair):
+    def come_and_go(connection, stop):
+        while not stop.is_set():
+            connection.ask("POST", "/auto/BMW", CAR)
+            connection.ask("DELETE", "/auto/BMW")
+
+    def put(connection, stop):
+        statuses.update(connection.ask("PUT", "/auto/BMW", CAR).status for _ in range(100))
+
+    statuses = set()
+    with (
+        load(*[partial(come_and_go, site.connect("alice")) for site in pair]),
+        load(*[partial(put, site.connect("alice")) for site in pair]),
+    ):
+        pass
+
+    assert statuses == {202, 404}
+
+
 def test_one_of_many_conditional_changes_across_servers_succeeds(pair):
     assert pair[0].ask("POST", "/auto/BMW", CAR).status == 201
     tag = pair[1].ask("GET", "/auto/BMW").headers["etag"]
