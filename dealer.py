@@ -103,7 +103,7 @@ class Settings:
     database_url: str = setting(DATA, database_url, "SQLite or PostgreSQL", shown="data.db beside dealer.py")
     jwt_secret: str = setting(None, secret, "key that signs tokens, at least 32 bytes", shown="made once, with SQLite")
     jwt_ttl: int = setting(3600, integer(1, 10**9), "seconds a token lives")
-    threads: int = setting(4, integer(1, 256), "threads for listings, with PostgreSQL as many for lookups")
+    threads: int = setting(4, integer(1, 256), "threads for pages, with PostgreSQL as many for lookups")
     trusted_proxy: str = setting(None, address, "proxy whose X-Forwarded-For and -Proto are believed, or *")
     registration: str = setting("open", one_of("open", "closed"), "whether anybody may register")
     password_min: int = setting(1, integer(1, 1024), "shortest new password, in characters")
@@ -655,6 +655,11 @@ PAGE_POLICY = POLICY.replace(" 'unsafe-inline'", "")
 MARK = "<mark:re:(?s:.+)>"  # anything, slashes and line breaks too: what a mark may hold is for `Car` to say
 
 
+def lane_of_stock(query):
+    """Name the lane of a listing: a page does not wait for whole ones."""
+    return "pages" if "&limit=" in "&" + query else "listings"
+
+
 @routes.post(
     "/register",
     public=True,
@@ -752,7 +757,7 @@ def delete_auto(mark, identity, autos):
     return AUTO_DELETED
 
 
-@routes.get("/stock", lane="listings", answers=[STOCK, UNCHANGED, NO_AUTOS], parameters=LISTING)
+@routes.get("/stock", lane=lane_of_stock, answers=[STOCK, UNCHANGED, NO_AUTOS], parameters=LISTING)
 def list_stock(autos):
     """List the stock: filtered, ordered, in pages, as JSON or CSV."""
     version = autos.version()
@@ -779,13 +784,13 @@ def put_autos(cars: Inventory, identity, autos):
     return autos_put(*autos.put_all(cars.rows(), by=identity))
 
 
-@routes.get("/history", lane="listings", answers=[ENTRIES], parameters=PAGING)
+@routes.get("/history", lane="pages", answers=[ENTRIES], parameters=PAGING)
 def list_history(history):
     """List what was done to every car."""
     return history_page(history)
 
 
-@routes.get("/history/" + MARK, lane="listings", answers=[ENTRIES, AUTO_NOT_FOUND], parameters=PAGING)
+@routes.get("/history/" + MARK, lane="pages", answers=[ENTRIES, AUTO_NOT_FOUND], parameters=PAGING)
 def list_history_of(mark, history):
     """List what was done to one car, also one that is gone."""
     return history_page(history, mark)
@@ -964,9 +969,10 @@ def lanes_of(settings):
     """
     on_sqlite = settings.database_url.startswith("sqlite")
     return {
-        None: Lane(2, PATIENCE),
+        "documents": Lane(2, PATIENCE),
         "lookups": Lane(0) if on_sqlite else Lane(settings.threads, PATIENCE),  # readers of SQLite wait for nobody
-        "listings": Lane(settings.threads, PATIENCE, "Too many listings wait. Try again later"),
+        "pages": Lane(settings.threads, PATIENCE),
+        "listings": Lane(2, PATIENCE, "Too many listings wait. Try again later"),
         "uploads": Lane(1, PATIENCE, "Too many uploads wait. Try again later"),
         "writes": Lane(1 if on_sqlite else settings.threads, PATIENCE, "Too many changes wait. Try again later"),
         "passwords": Lane(1, PATIENCE, "Too many logins wait. Try again later"),
@@ -975,9 +981,12 @@ def lanes_of(settings):
 
 
 def lane_of(app, environ):
-    """Name the queue of workers that the route of a request declares; a request without a route needs none."""
-    with suppress(HTTPError):
-        return route_of(app, environ).config.get("lane")
+    """Name the queue of workers that the route of a request declares; what asks no database has none, or no route."""
+    try:
+        lane = route_of(app, environ).config.get("lane", "documents")
+        return lane(environ["QUERY_STRING"]) if callable(lane) else lane
+    except HTTPError:
+        return "documents"
 
 
 def route_of(app, environ):

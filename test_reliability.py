@@ -565,6 +565,29 @@ def test_reads_wait_for_no_login(site, database):
     )
 
 
+@on_sqlite
+def test_logins_do_not_wait_for_registrations(site, database):
+    site.token("alice")
+    with ThreadPoolExecutor(3) as pool, database.locked():
+        waiting = [pool.submit(site.ask, "POST", "/register", {"username": n, "password": "warik"}) for n in "bcd"]
+        answer = site.ask("POST", "/auth", {"username": "alice", "password": "warik"})
+
+        assert answer.status == 200
+        assert not any(each.done() for each in waiting)
+
+
+@on_postgresql
+def test_documents_do_not_wait_for_the_database(site, database):
+    site.token("alice")
+    paths = ["/auto/BMW", "/health", "/stock?limit=1", "/stock"] * 5
+    with ThreadPoolExecutor(len(paths)) as pool, database.locked("ACCESS EXCLUSIVE"):
+        waiting = [pool.submit(site.ask, "GET", path) for path in paths]
+        answers = [site.ask("GET", path) for path in ("/openapi.json", "/docs", "/nothing", "/docs/swagger-ui.css")]
+
+        assert [answer.status for answer in answers] == [200, 200, 404, 200]
+        assert not any(each.done() for each in waiting)
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # Uploads
 # ----------------------------------------------------------------------------------------------------------------------

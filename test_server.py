@@ -1,22 +1,36 @@
 """The server: what only real sockets show, and what it does with bytes that are not meant well."""
 
+import hashlib
+import inspect
 import json
 import os
 import random
 import re
+import select
+import signal
 import socket
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from statistics import median
 
 import pytest
+from waitress.buffers import OverflowableBuffer
+from waitress.channel import HTTPChannel
+from waitress.parser import HTTPRequestParser
+from waitress.receiver import ChunkedReceiver
+from waitress.server import TcpWSGIServer
+from waitress.task import ThreadedTaskDispatcher, WSGITask
+from waitress.utilities import Error
 
 import dealer
 from conftest import (
     AS_JSON,
     CAR,
+    HERE,
     INVALID_TOKEN,
     MARKS,
     MIB,
@@ -204,8 +218,10 @@ def attack(site, *parts, ends=False):
 SENTENCES = {
     400: "Bad HTTP request$|body: must be JSON in UTF-8$",
     401: "Token is ",
+    408: "Request came too slowly$",
     413: r"Body is larger than \d+ bytes$",
     431: r"Headers are larger than \d+ bytes$",
+    500: "Internal server error$",
     501: "Transfer-Encoding is not supported$",
 }
 
@@ -223,8 +239,8 @@ def test_what_names_no_lane_asks_no_database(app):
     for route in app.routes:
         lane = route.config.get("lane")
         asks = not route.config.get("public") or {"autos", "history", "users"} & set(route.get_callback_args())
-        assert lane in dealer.lanes_of(dealer.Settings()), route
         assert bool(lane) == bool(asks), route
+        assert not isinstance(lane, str) or lane in dealer.lanes_of(dealer.Settings()), route
 
 
 SMUGGLED = b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -329,7 +345,7 @@ def test_body_of_a_get_is_no_request(target):
         (b"GET /health HTTP/9.9\r\nHost: a\r\n\r\n", [400]),
         (b"GET  /health HTTP/1.1\r\nHost: a\r\n\r\n", [400]),
         (b"GET http://[ HTTP/1.1\r\nHost: a\r\n\r\n", [400]),
-        (b"\xff" * 70_000, []),
+        (b"\xff" * 70_000, [400]),
         (b"\0" * 1_000_000, [400]),
         (b"a" * 1_000_000, [431]),
         (b"\r\n" * 500_000, []),
@@ -497,3 +513,374 @@ def test_bytes_that_cost_much_keep_nobody_waiting(target, data):
         f"\nattacked: beside 10 that send bytes that cost much another client waits {median(waits):.3f} s (median),"
         f" {max(waits):.2f} s at most"
     )
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Patience and its limits
+# ----------------------------------------------------------------------------------------------------------------------
+
+# An application that does what its path says (`/list/64`: 64 MiB in parts), behind a server with limits of its own.
+PLAYTHING = """
+import json, sys, time
+from plugins.server import Lane, Limits, serve
+
+def app(environ, start_response):
+    _, word, number = (environ["PATH_INFO"] + "//").split("/")[:3]
+    told = environ.get("server.error")
+    if environ["QUERY_STRING"] == "fail" and not told:
+        raise LookupError("on purpose")
+    start_response(f"{told[0]} Refused" if told else "200 OK", [("Content-Type", "application/json")])
+    if told:
+        return [json.dumps({"Error": told[1]}).encode()]
+    if environ["REQUEST_METHOD"] == "HEAD":
+        return iter(()) if word == "list" else [b""]
+    if word == "list":
+        return (b"x" * 65536 for _ in range(16 * int(number)))
+    if word == "trickle":
+        return (time.sleep(0.001) or b"x" * 65536 for _ in range(16 * int(number)))
+    if word == "hang":
+        time.sleep(float(number))
+    if word == "break":
+        return (1 / (0 if n == int(number) else 1) and b"part" for n in range(9))
+    if word == "waiting":
+        return [json.dumps(environ["server.waiting"]()).encode()]
+    return [json.dumps(len(environ["wsgi.input"].read())).encode()]
+
+serve(
+    app,
+    host="127.0.0.1",
+    port=int(sys.argv[1]),
+    lanes={"own": Lane(0), "hang": Lane(1, 0.5, "Too many hang"), "work": Lane(2)},
+    lane_of=lambda environ: {"hang": "hang", "health": "own", "waiting": "own", "own": "own"}.get(
+        environ["PATH_INFO"].split("/")[1], "work"
+    ),
+    limit_of=lambda method, path: 2**20,
+    admits=lambda environ: "HTTP_UNWELCOME" not in environ,
+    limits=Limits(**json.loads(sys.argv[2])),
+)
+"""
+
+
+@pytest.fixture
+def play(tmp_path):
+    """Give a function that starts a plaything with some limits; all are ended after the test."""
+    sites = []
+
+    def start(**limits):
+        command = ("sh", "-c", f"exec {sys.executable} -c \"$PLAYTHING\" $PORT '{json.dumps({'tick': 0.1, **limits})}'")
+        sites.append(Site(None, tmp_path, command, PLAYTHING=PLAYTHING))
+        sites[-1].ready()
+        return sites[-1]
+
+    yield start
+    for site in sites:
+        site.end()
+        for connection in site.connections:
+            connection.close()
+
+
+def ask(path, method="GET", body=None, version="1.1", **headers):
+    """Give a request as it goes over the wire."""
+    return request_bytes(method, path, body, **headers).replace(b"HTTP/1.1", f"HTTP/{version}".encode(), 1)
+
+
+def rest_of(connection):
+    """Read until the connection ends; gives how many bytes came, and whether it was reset."""
+    count = 0
+    try:
+        while data := connection.socket.recv(2**20):
+            count += len(data)
+    except ConnectionResetError:
+        return count, True
+    return count, False
+
+
+def processor_seconds(site):
+    """Give how long a server has worked."""
+    fields = Path(f"/proc/{site.process.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def sockets(site):
+    """Count the connections of a server, with what it listens on."""
+    folder, count = Path(f"/proc/{site.process.pid}/fd"), 0
+    for number in os.listdir(folder):
+        with suppress(OSError):
+            count += os.readlink(folder / number).startswith("socket:")
+    return count
+
+
+def test_client_that_sends_on_sees_the_answer_and_no_reset(play):
+    connection = play().connect()
+    connection.send(ask("/", "POST", Content_Length=MIB, Unwelcome="yes") + b"x" * 1000)
+    answer = connection.answer()
+    for _ in range(5):
+        connection.socket.sendall(b"x" * 1000)  # fails where the server has closed
+        time.sleep(0.05)
+
+    assert (answer.status, answer.headers["connection"]) == (200, "close")
+    assert rest_of(connection) == (0, False)
+
+
+@pytest.mark.parametrize(("limits", "pause"), [({"linger": 0.5}, 0.05), ({"linger_idle": 0.5}, None)], ids=str)
+def test_client_that_does_not_hang_up_is_hung_up_on(play, limits, pause):
+    site = play(**limits)
+    before, connection = sockets(site), site.connect()
+    connection.send(ask("/", "POST", Content_Length=MIB, Unwelcome="yes"))
+    connection.answer()
+
+    def hung_up():
+        if pause:
+            connection.send(b"x")
+            time.sleep(pause)
+        return sockets(site) == before
+
+    assert wait_for(hung_up) < 5
+
+
+NINE = ask("/", "POST", Content_Length=9)
+
+
+@pytest.mark.parametrize("head", [b"", b"\r\n", b"GET", NINE, NINE + b"x"])
+def test_client_that_sends_nothing_more_is_hung_up_on(play, head):
+    connection = play(idle=0.5).connect()
+    connection.send(head)
+
+    refused = [(408, {"Error": "Request came too slowly"})] if head.strip() else []
+    assert [(answer.status, answer.json) for answer in connection.answers()] == refused
+
+
+@pytest.mark.parametrize(
+    ("head", "limits"),
+    [
+        (b"GET / HTTP/1.1\r\nX: ", {"head": 0.5}),
+        (ask("/", "POST", Content_Length=MIB), {"body": 0.5, "pace": 10**6}),
+    ],
+    ids=["headers", "body"],
+)
+def test_client_that_sends_too_slowly_is_408(play, head, limits):
+    connection = play(**limits).connect()
+    connection.send(head)
+    while not select.select([connection.socket], [], [], 0.1)[0]:
+        connection.send(b"x")
+
+    assert_refused(connection.answers(), 408)
+
+
+def test_body_at_a_decent_pace_is_waited_for(play):
+    connection = play(body=0.5, pace=1000).connect()
+    connection.send(ask("/", "POST", Content_Length=100_000))
+    for _ in range(10):
+        time.sleep(0.1)
+        connection.send(b"x" * 10_000)
+
+    assert connection.answer().json == 100_000
+
+
+@pytest.mark.parametrize("version", ["1.1", "1.0"])
+def test_reader_that_stalls_is_hung_up_on(play, version):
+    site = play(idle=0.5)
+    reader = site.connect(receive_buffer=4096)
+    reader.send(ask("/list/16", version=version))
+    wait_for(lambda: site.spilled() > 8)
+    wait_for(lambda: site.spilled() == 0)
+
+    count, reset = rest_of(reader)
+    assert count < 16 * MIB
+    assert reset
+
+
+def test_reader_that_reads_on_gets_all(play):
+    reader = play(idle=1, output=64 * MIB).connect(receive_buffer=4096)
+    reader.request("GET", "/list/16")
+
+    assert len(reader.answer(pause=0.01).body) == 16 * MIB
+
+
+def test_answers_that_wait_are_bounded_together(play):
+    site = play(output=33 * MIB)
+    before, readers = sockets(site), [site.connect(receive_buffer=4096) for _ in range(8)]
+    for reader in readers:
+        reader.request("GET", "/list/16")
+        reader.socket.recv(1)
+    wait_for(lambda: sockets(site) == before + 2)
+
+    assert site.spilled() < 40
+    ends = [rest_of(reader) for reader in readers]
+    assert ends[0][1]  # who waited for longest
+    assert sorted((count > 16 * MIB, reset) for count, reset in ends) == [(False, True)] * 6 + [(True, False)] * 2
+
+
+def test_answer_that_is_read_is_not_kept(play):
+    site = play()
+    with site.bounded(40):
+        assert len(site.connect().ask("GET", "/trickle/100").body) == 100 * MIB
+    reader = site.connect(receive_buffer=4096)
+    reader.request("GET", "/list/64")
+    wait_for(lambda: site.spilled() > 60)
+    reader.socket.recv_into(bytearray(2**20))
+    got = 0
+    while got < 48 * MIB:
+        got += len(reader.socket.recv(2**20))
+    wait_for(lambda: site.spilled() < 32)
+
+
+def test_urgent_data_ends_the_connection(play):
+    site = play()
+    connection = site.connect()
+    connection.socket.send(b"!", socket.MSG_OOB)
+
+    rest_of(connection)
+    before = processor_seconds(site)
+    time.sleep(0.5)
+    assert processor_seconds(site) - before < 0.25
+    assert site.connect().ask("GET", "/").status == 200
+
+
+def test_empty_lines_cost_next_to_nothing(play):
+    site = play()
+    connection, before = site.connect(), processor_seconds(site)
+    connection.send(b"\r\n" * MIB)
+
+    assert connection.ask("GET", "/").status == 200
+    assert processor_seconds(site) - before < 1
+
+
+@pytest.mark.parametrize("header", [b"a:b\r\n" * 2**16, b"a: " + b"b" * 2**18 + b"\r\n"], ids=["short", "long"])
+def test_headers_over_32_kib_are_431(play, header):
+    site = play()
+    connection, before = site.connect(), processor_seconds(site)
+    connection.send(b"GET / HTTP/1.1\r\nHost: a\r\n" + header + b"\r\n")
+
+    assert_refused(connection.answers(), 431)
+    assert processor_seconds(site) - before < 0.15
+
+
+@pytest.mark.parametrize("path", ["/list/1", "/"])
+def test_answer_to_head_has_no_body(play, path):
+    connection = play().connect()
+    connection.send(ask(path, "HEAD", Connection="close"))
+    data = b""
+    while part := connection.socket.recv(2**16):
+        data += part
+
+    assert data.endswith(b"\r\n\r\n")
+    assert data.count(b"\r\n\r\n") == 1
+
+
+@pytest.mark.parametrize("coding", ["chunked", "Chunked", "CHUNKED"])
+def test_chunked_is_taken_in_any_case(play, coding):
+    connection = play().connect()
+    connection.send(ask("/", "POST", Transfer_Encoding=coding) + b"5\r\nhello\r\n0\r\n\r\n")
+
+    assert connection.answer().json == 5
+
+
+def test_pipelined_requests_are_answered_in_order(play):
+    connection = play().connect()
+    paths = ["/hang/0.2", "/own", "/list/1", "/own", "/work"]
+    connection.send(b"".join(ask(path) for path in paths[:2]) + ask("/own", "POST", b"four") + b"\r\n" + ask("/list/1"))
+
+    assert [len(connection.answer().body) for _ in range(4)] == [1, 1, 1, MIB]
+
+
+@pytest.mark.parametrize("lane", ["own", "work"])
+def test_application_that_fails_is_500_and_the_next_request_is_served(play, lane):
+    connection = play().connect()
+    connection.request("GET", f"/{lane}?fail")
+
+    assert_refused([connection.answer()], 500)
+    assert connection.ask("GET", f"/{lane}").status == 200
+
+
+def test_answer_that_breaks_off_has_no_end(play):
+    site = play()
+    connection = site.connect()
+    connection.request("GET", "/break/3")
+
+    with pytest.raises(AssertionError, match="ended early"):
+        connection.answer()
+    assert site.connect().ask("GET", "/").status == 200
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Lanes
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def test_lane_that_hangs_answers_those_that_wait(play):
+    site = play()
+    first, others = site.connect(), [site.connect() for _ in range(3)]
+    first.request("GET", "/hang/4")
+    wait_for(lambda: site.connect().ask("GET", "/waiting").json["hang"] == 0)
+    for other in others:
+        other.request("GET", "/hang/0")
+    wait_for(lambda: site.connect().ask("GET", "/waiting").json["hang"] == 3)
+    began = time.monotonic()
+    answers = [other.answer() for other in others]
+
+    assert [(answer.status, answer.json) for answer in answers] == [(503, {"Error": "Too many hang"})] * 3
+    assert time.monotonic() - began < 3
+    assert site.connect().ask("GET", "/work").status == 200
+    assert first.answer().status == 200
+
+
+def test_server_that_idles_stops_at_once(play):
+    site = play(tick=30)
+    site.connect().ask("GET", "/")
+    time.sleep(0.2)
+
+    code, seconds = site.end(signal.SIGTERM)
+    assert (code, seconds < 10) == (0, True)
+
+
+def test_server_with_a_thread_that_hangs_stops_in_time(play):
+    site = play(grace=1)
+    hanging, working = site.connect(), site.connect()
+    hanging.request("GET", "/hang/60")
+    working.request("GET", "/list/4")
+    wait_for(lambda: b"200" in working.socket.recv(20, socket.MSG_PEEK))
+
+    with ThreadPoolExecutor(1) as pool:
+        ended = pool.submit(site.end, signal.SIGTERM)
+        assert len(working.answer().body) == 4 * MIB
+        code, seconds = ended.result()
+    assert (code, seconds < 8) == (0, True)
+    assert rest_of(hanging) == (0, True)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Waitress, of which more is used than its documentation tells
+# ----------------------------------------------------------------------------------------------------------------------
+
+INSIDE = {
+    HTTPRequestParser: "adj body_bytes_received body_rcv chunked command completed content_length error expect_continue"
+    " headers headers_finished parse_header path query received request_uri url_scheme version",
+    ChunkedReceiver: "chunk_remainder control_line trailer",
+    WSGITask: "channel finish get_environment request write",
+    HTTPChannel: "adj close_when_flushed connected current_outbuf_count error_task_class handle_close handle_error"
+    " handle_expt handle_write last_activity outbufs parser_class received request requests server service socket"
+    " task_class total_outbufs_len will_close write_soon",
+    OverflowableBuffer: "overflowed",
+    ThreadedTaskDispatcher: "add_task lock queue set_thread_count",
+    TcpWSGIServer: "channel_class effective_host effective_port pull_trigger trigger",
+    Error: "body code",
+}
+PINNED = "749bc5027e86851b48f781f24f2977af92c8494f0ef830db87935ec717a8af90"
+
+
+@pytest.mark.parametrize("kind", INSIDE, ids=lambda kind: kind.__name__)
+def test_inside_of_waitress_is_used_as_listed(kind):
+    source = "".join(inspect.getsource(base) for base in kind.__mro__[:-1])
+    own = (HERE / "plugins" / "server.py").read_text()
+    for name in INSIDE[kind].split():
+        assert re.search(rf"(self\.|def |^    ){name}\b", source, re.MULTILINE), f"waitress has no {name} now"
+        assert re.search(rf"\b{name}\b", own), f"{name} is no longer used"
+
+
+def test_waitress_is_the_one_that_was_read():
+    modules = {inspect.getmodule(base) for kind in INSIDE for base in kind.__mro__[:-1]}
+    sources = sorted(inspect.getsource(module) for module in modules)
+
+    digest = hashlib.sha256("".join(sources).encode()).hexdigest()
+    assert digest == PINNED, "waitress has changed: read what, beside plugins/server.py and INSIDE, then pin it anew"

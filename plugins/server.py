@@ -1,82 +1,84 @@
 """Serve a WSGI application with waitress, so that no client keeps the others waiting.
 
-- *Lanes*: long work has threads and a queue of its own; what waited there for longer than its `Lane` allows is refused.
-- A body that is too large, or that ``admits(environ)`` does not want, is answered before it is read: the application
-  finds an empty ``wsgi.input``, the announced ``CONTENT_LENGTH`` and ``environ["server.unread"]``.
-- What the server itself refuses, the application words: it is called with ``environ["server.error"]``, a pair of status
-  and sentence. So all errors look alike, and are logged in one place.
-- Idle, slow and stalled clients cost a file descriptor and no thread, and that not for long.
-- SIGTERM and SIGINT end it gracefully: no new connections, answers in hand are finished whole.
+Each kind of work has threads and a queue of its own, a `Lane`. Idle, slow and stalled clients cost a file descriptor
+and no thread, and that not for long (`Limits`). A body that is too large, or that ``admits(environ)`` does not want, is
+answered before it is read: the application finds an empty ``wsgi.input``, the announced ``CONTENT_LENGTH`` and
+``environ["server.unread"]``. What the server refuses, the application words: it is called with a pair of status and
+sentence, ``environ["server.error"]``. ``environ["server.waiting"]()`` counts the requests that wait, by lane.
 
-::
+The life of a connection, a `Channel`. Workers make the moves that are marked (w), all others the `Loop`, in one thread:
 
-    passwords = Lane(threads=1, patience=5, refusal="Too many logins wait. Try again later")
-    serve(app, host="::1", port=8080, lanes={None: Lane(4), "passwords": passwords}, lane_of=lane_of)
+- *reading*: ``request`` is what has come of the next one. Whole, refused, or too slow (`Channel.tend`): → waiting.
+  Nothing comes: → closed.
+- *waiting*: ``requests`` begins with it; a lane's queue has the channel, or `Loop.own`, where the loop is to answer
+  (`Loop.add_task`). Its turn comes (w), or its patience ends, and the loop refuses it (`Loop.tend`): → answering.
+- *answering*: ``outbufs`` keeps what its client has not taken. Done (w): → waiting, where the next request came along;
+  → reading, once all is sent; → flushing, where it was the last. More than `Limits.output` lies here for all clients
+  together, and this one took nothing for longest: → closed (`Loop.make_room`).
+- *flushing*: ``close_when_flushed`` is set. All is sent: → lingering.
+- *lingering*: it has said that nothing follows, and reads on to no purpose, until ``hangup`` or the client closes, too.
 
-As in waitress, only the thread that calls `serve` reads, parses and closes; workers answer.
+A connection that is closed with an answer in hand is reset, so that no client takes a part for the whole. What is used
+of waitress beyond its documentation is listed, and pinned, in ``test_server.py``.
 """
 
 import logging
 import re
-import select
+import resource
 import signal
 import socket
-import threading
+import struct
 import time
-from contextlib import ExitStack, contextmanager, suppress
+from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass
-from errno import EADDRNOTAVAIL, EAFNOSUPPORT
-from functools import partial
-from io import BytesIO
 
 from waitress import wasyncore
 from waitress.adjustments import Adjustments
-from waitress.channel import ClientDisconnected, HTTPChannel
+from waitress.channel import HTTPChannel
 from waitress.parser import HTTPRequestParser, ParsingError
 from waitress.server import TcpWSGIServer
 from waitress.task import ThreadedTaskDispatcher, WSGITask
 from waitress.utilities import BadRequest, Error
 
-try:
-    import resource
-except ImportError:  # Windows
-    resource = None
-
 log = logging.getLogger("dealer.server")
 
-BODY, UNASKED = 2**20, 2**16  # bytes of a body without ``limit_of``, and of one that is read without asking ``admits``
-HEADERS, CHUNK_LINES = 2**18, 2**13  # bytes of all headers, and of a line between chunks
-OUTPUT, SENT_AT_ONCE = 2**20, 2**16  # bytes of output in memory, and of one attempt to send
-HEAD_SECONDS, BODY_SECONDS = 30, 300  # for the headers, and for a whole request, from its first byte
-IDLE_SECONDS = 60  # without a byte in either direction
-LINGER_SECONDS, LINGER_IDLE = 30, 2  # for reading to no purpose after an early answer: at most, and without a byte
-CHUNKED_TURN = 2**10  # bytes of a body in chunks that are parsed before the others' turn
-LAST_CALL = 0.2  # seconds after a signal in which is read what was sent before anyone could know
-
-# Fixed, because waitress' own sentences repeat the input.
-SENTENCES = {
+HEADERS, CHUNK_LINES = 2**15, 2**13  # bytes of all headers (repeated ones cost the square), and of lines between chunks
+MEMORY, FILE = 2**20, 2**23  # bytes of output after which a buffer becomes a file, and after which another one is begun
+SENTENCES = {  # in the place of waitress' own, which repeat the input
     400: "Bad HTTP request",
     431: f"Headers are larger than {HEADERS} bytes",
     500: "Internal server error",
     501: "Transfer-Encoding is not supported",
 }
-LAST_WORDS = b'{"Error": "Internal server error"}'
-# A control character, a CR or LF alone, a folded line: RFC 9112 forbids them, and readers differ about them.
-MALFORMED = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|\n(?<!\r\n)|\r(?!\n|\Z)|\n[ \t]")
-EMPTY_LINES = re.compile(rb"(?:\r\n)*")
 CODING = re.compile(rb"\r\ntransfer-encoding:([^\r\n]*)", re.IGNORECASE)
+LENGTH = re.compile(rb"\r\ncontent-length:", re.IGNORECASE)
+AMBIGUOUS = re.compile(rb"\n[ \t]|\A[^\n]*[\x00-\x09\x0b\x0c\x0e-\x1f\x7f]")  # folded lines; control in the first
 HOST = re.compile(r"[\w.~%!$&'()*+;=:\[\]-]*", re.ASCII)
 
 
 @dataclass(frozen=True)
+class Limits:
+    """How long, in seconds, and for how many bytes clients are borne with."""
+
+    idle: float = 60  # without a byte in either direction
+    head: float = 30  # from the first byte of a request to the end of its headers
+    body: float = 60  # to the end of its body, and more for what has come of that, at `pace` bytes a second
+    pace: int = 2**12
+    linger: float = 30  # reading to no purpose, and
+    linger_idle: float = 2  # without a byte
+    output: int = 2**28  # of answers that clients have not taken yet, all together, in memory and on disk
+    grace: float = 9  # for what is in hand after a signal
+    last_call: float = 0.2  # then, for what was sent before anyone could know
+    tick: float = 1  # how often those that wait are looked after
+
+
+@dataclass(frozen=True)
 class Lane:
-    """Threads for one kind of work, and how many seconds a request may wait for one of them.
+    """Threads for one kind of work, and how many seconds a request may wait for one of them."""
 
-    Without threads the one that reads the request answers it: the quickest way, for what never waits for anything.
-    """
-
-    threads: int
-    patience: float | None = None
+    threads: int  # without any the loop answers: the quickest way, for what never waits for anything
+    patience: float = float("inf")
     refusal: str = "Too many requests wait. Try again later"
 
 
@@ -92,481 +94,274 @@ class Request(HTTPRequestParser):
     """A request as it comes in: read strictly, and its body only where that is welcome."""
 
     command, path, query, request_uri, url_scheme = "GET", "/", "", "/", "http"  # where no first line could be read
-    lane, queued_at = Lane(0), 0.0
-    limit = BODY
-    held = None  # what came of the body while it is asked whether that is welcome
+    began = lane = environ = None
     unread = False  # the body stays unread
-    awaits_continue = False
 
-    def __init__(self, adj, server):
+    def __init__(self, adj, channel):
         super().__init__(adj)
-        self.server = server
-        self.began = time.time()
+        self.channel = channel
 
     def received(self, data):
         """Take in what belongs to this request; after a failure all there is, since nobody can tell what it was."""
-        if self.held is not None:
-            self.held += data
+        rest = data if self.began else data.lstrip(b"\r\n")  # RFC 9112 2.2; waitress makes a request of each empty line
+        if not rest:
             return len(data)
+        if not (self.began or rest[:1].isalpha()):  # no method: TLS, which would wait for an answer as we for the rest
+            self.error, self.completed = BadRequest(""), True
+        self.began = self.began or time.time()
         try:
-            consumed = super().received(data)
-            self.error = self.error or self.fault_so_far(len(data))
+            consumed = super().received(rest)
         except OSError as error:  # a large body is kept in a file, for which there may be no room
             log.error("A body could not be kept: %s", error.strerror)
             self.body_rcv, self.error = None, Refusal(503, "No room for a body of this size. Try again later")
-        if self.error:
-            self.completed = True
-        if self.completed:
-            self.expect_continue = False  # else waitress asks for a body that will not come, and never answers
-        return len(data) if self.error or self.unread else consumed
-
-    def fault_so_far(self, news):
-        """Find what would grow without end: headers that are none (TLS, lines that end in LF), an unannounced body."""
         body = self.body_rcv
-        if not self.headers_finished and MALFORMED.search(self.header_plus, max(0, len(self.header_plus) - news - 1)):
-            return BadRequest("")
-        if self.chunked and len(body) + body.chunk_remainder > self.limit:
-            return Refusal(413, f"Body is larger than {self.limit} bytes")
-        if self.chunked and len(body.control_line) + len(body.trailer) > CHUNK_LINES:
-            return BadRequest("")
-        return None
+        if not self.error and self.chunked:  # whose length nobody announced, and whose lines would grow without end
+            if len(body) + body.chunk_remainder > self.limit:
+                self.error = Refusal(413, f"Body is larger than {self.limit} bytes")
+            elif len(body.control_line) + len(body.trailer) > CHUNK_LINES:
+                self.error = BadRequest("")
+        self.completed = self.completed or bool(self.error)
+        self.expect_continue &= not self.completed  # waitress would ask for a body that will not come
+        return len(data) if self.error or self.unread else len(data) - len(rest) + consumed
 
     def parse_header(self, head):
-        """Read the headers, refuse what a proxy might understand differently (smuggling), and judge the body."""
+        """Read the headers, refuse what a proxy might understand differently (smuggling), and judge the body.
+
+        RFC 9112: 2.2 and 5.2 (control characters, folded lines), 2.3 (versions), 3.2 (Host), 6.3 (length of a body).
+        """
         try:
             super().parse_header(head)
         except ValueError as error:  # a number of thousands of digits, a "[" without "]"
             raise ParsingError("Unreadable") from error
-        if MALFORMED.search(self.first_line) or b"\n " in head or b"\n\t" in head:
-            raise ParsingError("Control character or folded line")
-        if self.version not in ("1.0", "1.1"):
-            raise ParsingError("Unknown version")
-        if not HOST.fullmatch(self.headers.get("HOST", "" if self.version == "1.0" else "?")):
-            raise ParsingError("Host is missing, repeated or malformed")
-        codings = [coding.strip(b" \t") for coding in CODING.findall(head)]
-        if codings and (codings != [b"chunked"] or not self.chunked or "CONTENT_LENGTH" in self.headers):
+        codings = [coding.strip(b" \t").lower() for coding in CODING.findall(head)]
+        host = self.headers.get("HOST", "" if self.version == "1.0" else "?")
+        if AMBIGUOUS.search(head) or self.version not in ("1.0", "1.1") or not HOST.fullmatch(host):
+            raise ParsingError("Ambiguous")
+        if codings and (codings != [b"chunked"] or not self.chunked or LENGTH.search(head)):
             raise ParsingError("Where the body ends is ambiguous")
-        self.path = "/" + self.path.lstrip("/")  # as the application will see it
         if self.chunked or self.content_length:
-            self.judge_body()
+            environ, loop = WSGITask(self.channel, self).get_environment(), self.channel.server.loop
+            self.limit = loop.limit_of(environ["REQUEST_METHOD"], environ["PATH_INFO"])
+            self.unread = self.content_length > self.limit or not loop.admits(environ)
+        if self.unread:
+            self.body_rcv, self.chunked, self.content_length = None, False, 0
 
-    def judge_body(self):
-        """Leave a body unread that is too large, and hold one back that is not small until it is welcome."""
-        self.limit = self.server.limit_of(self.command, self.path)
-        if self.content_length > self.limit:
-            self.refuse_body()
-        elif self.server.admits and (self.chunked or self.content_length > UNASKED or self.limit > BODY):
-            self.held = b""
-            self.awaits_continue, self.expect_continue = self.expect_continue, False
-
-    def refuse_body(self):
-        """Count the request as complete."""
-        self.unread = self.completed = True
-        self.body_rcv, self.chunked, self.content_length = None, False, 0
-
-
-@dataclass(frozen=True)
-class Question:
-    """Asks, as a task in a worker, whether a body is welcome."""
-
-    channel: "Channel"
-    request: Request
-
-    def service(self):
-        """Ask. Where that fails the body stays unread: the application will find out itself what is wrong."""
-        server, welcome = self.channel.server, False
-        try:
-            environ = AppTask(self.channel, self.request).get_environment()
-            welcome = server.admits({**environ, "wsgi.input": BytesIO()})
-        except BaseException:  # as in AppTask
-            log.exception("Could not find out whether a body is welcome")
-        server.trigger.pull_trigger(partial(self.channel.settle, self.request, welcome))
-
-    def cancel(self):
-        """Ask nothing: the server ends."""
+    def is_late(self):
+        """Tell whether it has waited for longer than its lane has patience."""
+        return self.lane is not None and time.monotonic() > self.queued_at + self.lane.patience
 
 
 class AppTask(WSGITask):
-    """Runs the application, and a second time to word a failure."""
-
-    def service(self):
-        """Answer, whatever the application raises (waitress would drop an OSError, and log the raw path)."""
-        try:
-            self.start()
-            self.execute()
-            self.finish()
-            self.channel.send_together()
-        except ClientDisconnected:
-            self.close_on_finish = True
-        except BaseException:  # even SystemExit: the connection would stay, unanswered, for ever
-            log.exception("The application failed")
-            self.close_on_finish = True
-            if not self.wrote_header:
-                self.answer_failure()
-
-    def execute(self):
-        """Run the application, and tell the client where this is the last answer."""
-        ending = self.channel.server.stopping and len(self.channel.requests) == 1
-        if ending or self.request.unread or self.request.error:
-            self.set_close_on_finish()
-        super().execute()
+    """Runs the application, also to word a failure."""
 
     def get_environment(self):
         """Tell the application what went wrong before its time."""
-        environ, error = super().get_environment(), self.request.error
-        if self.request.unread:
-            environ["server.unread"] = True
+        request, error = self.request, self.request.error
+        if request.environ is None:
+            extra = {"server.waiting": self.channel.server.loop.waiting, "server.unread": request.unread}
+            request.environ = super().get_environment() | extra
         if error:
-            environ["server.error"] = error.code, SENTENCES.get(error.code, error.body)
-            environ["wsgi.input"] = BytesIO()
-            environ.pop("CONTENT_LENGTH", None)
-        return environ
+            request.environ["server.error"] = error.code, SENTENCES.get(error.code, error.body)
+        return request.environ
 
-    def answer_failure(self):
-        """Let the application word its failure; should it fail in that too, say the least without it."""
-        if not self.request.error:
-            self.request.error = Refusal(500, SENTENCES[500])
-            AppTask(self.channel, self.request).service()
+    def finish(self):
+        """End the answer; that to a HEAD has no body, so no last chunk either (RFC 9110 9.3.2)."""
+        if self.request.command == "HEAD":
+            self.write(b"")
         else:
-            self.status, self.complete, self.content_length = "500 Internal Server Error", True, len(LAST_WORDS)
-            self.response_headers = [("Content-Type", "application/json"), ("X-Content-Type-Options", "nosniff")]
-            self.set_close_on_finish()
-            with suppress(ClientDisconnected):
-                self.write(b"" if self.request.command == "HEAD" else LAST_WORDS)
+            super().finish()
 
 
 class Channel(HTTPChannel):
-    """One connection."""
+    """One connection; see the life of one above."""
 
     task_class = error_task_class = AppTask
-    paused = False  # nothing is read for now
-    lingers = False  # the client may still be sending what will not be read
-    postponed = False  # the next request waits until the client has read the last answer
-    at_once = False  # the next request is for this thread to answer
-    hangup = None  # when lingering ends
-
-    def __init__(self, *args, **settings):
-        super().__init__(*args, **settings)
-        self.sendbuf_len = min(self.sendbuf_len, SENT_AT_ONCE)  # waitress copies as much for every attempt
+    hangup = None
 
     def parser_class(self, adj):
         """Make the next request (waitress has the class itself here)."""
-        return Request(adj, self.server)
-
-    def readable(self):
-        """Tell the loop whether to read on: as waitress has it, in one step, for it is asked of each in every turn."""
-        return not (
-            self.paused or self.will_close or self.close_when_flushed or self.requests or self.total_outbufs_len
-        )
-
-    def recv(self, size):
-        """Take in little at a time of a body in chunks: those may be of one byte each, and cost the more."""
-        return super().recv(min(size, CHUNKED_TURN) if self.request is not None and self.request.chunked else size)
+        return Request(adj, self)
 
     def received(self, data):
-        """Read on, and ask whether a body is welcome before taking in more of it."""
-        if self.hangup:
-            return False
-        if self.request is None:
-            data = data[EMPTY_LINES.match(data).end() :]  # RFC 9112 2.2; waitress would make a request of each
-        going_on = super().received(data)
-        if self.request is not None and self.request.held is not None:
-            self.paused = True
-            self.server.add_task(Question(self, self.request))
-        return going_on
-
-    def settle(self, request, welcome):
-        """Go on with a request whose body was held back."""
-        if not self.connected:
-            return
-        self.paused = False
-        with self.requests_lock:
-            held, request.held = request.held, None
-            if not welcome:
-                request.refuse_body()
-                self.request = None
-                self.requests.append(request)
-                if len(self.requests) == 1:
-                    self.server.add_task(self)
-                return
-            request.expect_continue = request.awaits_continue and not held
-            if request.expect_continue and not self.requests:
-                self.send_continue()
-        self.received(held)
-
-    def writable(self):
-        """Tell the loop whether to write, or to look whether the next request's turn has come."""
-        return self.total_outbufs_len or self.will_close or self.close_when_flushed or self.postponed or self.at_once
-
-    def handle_read(self):
-        """Read, and answer what needs no worker."""
-        super().handle_read()
-        self.answer_at_once()
-
-    def handle_write(self):
-        """Write, and go on with the next request once little is left to write."""
-        super().handle_write()
-        if self.postponed and self.connected and self.total_outbufs_len <= OUTPUT:
-            self.postponed = False
-            self.server.add_task(self)
-        self.answer_at_once()
-
-    def answer_at_once(self):
-        """Answer one request that needs no worker; the next one of this client has to wait for its turn."""
-        if self.at_once:
-            self.at_once = False
-            self.service()
-
-    def write_soon(self, data):
-        """Send, or keep for sending; begin a new buffer in time, for those in memory keep what was sent, too."""
-        if self.current_outbuf_count > OUTPUT and not self.outbufs[-1].overflowed:
-            self.current_outbuf_count = self.adj.outbuf_high_watermark
-        return super().write_soon(data)
-
-    def send_together(self):
-        """Send what was kept, head and body of a small answer at once, while the request is still in hand."""
-        with self.outbuf_lock:
-            if self.connected and self.total_outbufs_len:
-                self._flush_exception(self._flush_some, do_close=False)
+        """Read on, unless that is to no purpose."""
+        return not self.hangup and super().received(data)
 
     def service(self):
-        """Answer the request whose turn it is, unless that took too long to come."""
+        """Answer the request whose turn it is, unless that took too long to come.
+
+        It is the last one where the server ends, where nobody knows what follows, and for a client that sends requests
+        without reading the answers, which would pile up.
+        """
         request = self.requests[0]
-        lane = request.lane
-        if lane.patience is not None and time.monotonic() - request.queued_at > lane.patience:
-            request.error = Refusal(503, lane.refusal)
-        self.lingers = bool(request.unread or request.error)
+        if request.is_late():
+            request.error = Refusal(503, request.lane.refusal)
+        ending = self.server.loop.signals and len(self.requests) == 1
+        if ending or request.error or request.unread or self.total_outbufs_len > MEMORY:
+            request.headers["CONNECTION"] = "close"
         super().service()
 
+    def write_soon(self, data):
+        """Send, or keep for sending; begin a new buffer in time, for each keeps what was sent, too."""
+        if self.current_outbuf_count > (FILE if self.outbufs[-1].overflowed else MEMORY):
+            self.current_outbuf_count = self.adj.outbuf_high_watermark
+            self.server.loop.make_room()
+        return super().write_soon(data)
+
     def handle_close(self):
-        """Close; after an early answer only half at first, and read on to no purpose (RFC 9112 9.6).
+        """Close; after the last answer only half at first, and read on to no purpose (RFC 9112 9.6).
 
         Closing would reset the connection, and a client that is still sending might never see the answer.
         """
-        if self.lingers and self.will_close and self.connected:
-            self.lingers = self.will_close = False
-            self.hangup = time.time() + LINGER_SECONDS
+        if self.will_close and self.connected and not (self.requests or self.hangup):
+            self.will_close, self.hangup = False, time.time() + self.server.loop.limits.linger
             with suppress(OSError):
                 self.socket.shutdown(socket.SHUT_WR)
                 return
+        if self.socket and (self.requests or self.total_outbufs_len):
+            with suppress(OSError):
+                self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         super().handle_close()
 
     def handle_expt(self):
         """Hang up on urgent data: HTTP has none, and the loop would report it without end."""
         super().handle_close()
 
-    def overdue(self):
-        """Tell whether this client takes too long to send, to read or to hang up."""
-        now = time.time()
-        idle = now - self.last_activity
-        if self.requests and not (self.postponed or self.at_once):
-            return False
-        if self.hangup:
-            return now > self.hangup or idle > LINGER_IDLE
-        seconds = BODY_SECONDS if self.request and self.request.headers_finished else HEAD_SECONDS
-        return idle > IDLE_SECONDS or (self.request is not None and now - self.request.began > seconds)
-
-    def done(self):
-        """Tell whether nothing is left to do for this client. Requests come first: they end after their output."""
-        return self.overdue() or not (self.requests or self.total_outbufs_len or self.close_when_flushed or self.hangup)
-
-
-class Queue(ThreadedTaskDispatcher):
-    """The queue and the threads of one lane."""
-
-    logger = log
-
-    def add_task(self, task):
-        """Queue a task; waitress would log a warning whenever one has to wait."""
-        with self.lock:
-            self.queue.append(task)
-            self.queue_cv.notify()
+    def tend(self, now, limits):
+        """Close the connection of a client that takes too long to send, to read or to hang up."""
+        request, idle = self.request, now - self.last_activity
+        begun = request and request.began and not self.hangup
+        over = idle > (limits.linger_idle if self.hangup else limits.idle) or now > (self.hangup or now)
+        if begun and not self.total_outbufs_len:  # nothing is read while an answer waits for its client
+            more = limits.body + request.body_bytes_received / limits.pace if request.headers_finished else limits.head
+            over = over or now > request.began + more
+        if over and begun and not self.requests:
+            request.error, self.request, self.requests = Refusal(408, "Request came too slowly"), None, [request]
+            self.server.loop.add_task(self)
+        elif over and not self.requests:
+            self.handle_close()
 
 
-class Lanes:
-    """The lanes, behind the interface of waitress' one queue."""
+class Loop:
+    """Moves all connections; behind the interface of waitress' queue, the queues of the lanes."""
 
-    def __init__(self, lanes, lane_of):
-        self.lanes, self.lane_of = lanes, lane_of
-        self.queues = {name: Queue() for name in lanes}
-        for name, lane in lanes.items():
-            self.queues[name].set_thread_count(lane.threads)
+    def __init__(self, lanes, lane_of, limit_of, admits, limits):
+        self.lanes, self.lane_of, self.limit_of, self.admits, self.limits = lanes, lane_of, limit_of, admits, limits
+        self.own, self.polled, self.servers, self.signals, self.tended = deque(), {}, [], [], 0.0
+        self.queues = {name: ThreadedTaskDispatcher() for name, lane in lanes.items() if lane.threads}
+        for name, queue in self.queues.items():
+            queue.set_thread_count(lanes[name].threads)
 
-    def add_task(self, task):
-        """Queue a channel by the request whose turn it is; early answers and questions need no lane.
-
-        Who sends requests without reading the answers gets no further ones: they would pile up.
-        """
-        if isinstance(task, Channel) and task.total_outbufs_len > OUTPUT:
-            task.postponed = True
-            return
-        name, request = None, task.requests[0] if isinstance(task, Channel) else None
-        if request and not request.error:
-            name = self.lane_of(AppTask(task, request).get_environment())
+    def add_task(self, channel):
+        """Queue a channel by the request whose turn it is; a failure, which asks nobody, is for the loop."""
+        request, queue = channel.requests[0], None
+        if not request.error:
+            name = self.lane_of(AppTask(channel, request).get_environment())
             request.lane, request.queued_at = self.lanes[name], time.monotonic()
-            task.at_once = not request.lane.threads
-        if not (request and task.at_once):
-            self.queues[name].add_task(task)
+            queue = self.queues.get(name)
+        (queue.add_task if queue else self.own.append)(channel)
 
-    def shutdown(self):
-        """End the threads that are idle; tell whether those were all."""
-        deadline = time.time() + 0.3
-        for queue in self.queues.values():
-            queue.set_thread_count(0)
-        for queue in self.queues.values():
-            queue.shutdown(timeout=deadline - time.time())
-        return not any(queue.threads for queue in self.queues.values())
+    def waiting(self):
+        """Give how many requests wait in each lane, by name."""
+        return {name: len(queue.queue) for name, queue in self.queues.items()}
 
+    def run(self):
+        """Serve until a signal comes, then finish what was begun until all have their answers, or time is up."""
+        while not self.signals:
+            self.turn(self.limits.tick)
+        end = time.monotonic() + self.limits.grace
+        for server in self.servers:
+            wasyncore.dispatcher.close(server)  # the trigger stays open, for the workers pull it
+        while time.monotonic() < end - self.limits.grace + self.limits.last_call:
+            self.turn(self.limits.last_call / 4)
+        while (channels := self.channels()) and len(self.signals) == 1 and time.monotonic() < end:
+            for channel in channels:  # requests come first: they end after their output
+                if not (channel.requests or channel.total_outbufs_len or channel.close_when_flushed or channel.hangup):
+                    channel.handle_close()
+            self.turn(0.1)
+        for channel in channels:
+            log.warning("Stopped before an answer was finished")
+            channel.handle_close()
 
-class Server(TcpWSGIServer):
-    """Listens on one address."""
-
-    channel_class = Channel
-    stopping = False
-
-    def __init__(self, app, polled, sock, lanes, adjustments, limit_of, admits):
-        where = (sock.family, sock.type, sock.proto, sock.getsockname())
-        super().__init__(app, polled, True, sock, lanes, adjustments, where, bind_socket=False)
-        self.limit_of, self.admits = limit_of, admits
-        self.loop = threading.get_ident()
-
-    def pull_trigger(self):
-        """Wake the loop, unless it is awake because it calls this itself."""
-        if threading.get_ident() != self.loop:
-            super().pull_trigger()
-
-    def maintenance(self, now):
-        """Have overdue connections closed: not here, while the loop collects what to wait for, but in a moment.
-
-        (waitress marks them, and closes them when they can be written to, which a stalled reader never can.)
-        """
-        self.trigger.pull_trigger(self.close_channels)
-
-    def close_channels(self, ended=Channel.overdue):
-        """Close the connections that have ended; count the rest."""
-        for channel in list(self.active_channels.values()):
-            if ended(channel):
-                channel.handle_close()
-        return len(self.active_channels)
-
-    def stop_listening(self):
-        """Refuse new connections. The trigger stays open, for the workers pull it."""
-        self.stopping = True
-        wasyncore.dispatcher.close(self)
-
-
-def serve(app, *, host, port, lanes, lane_of=None, limit_of=None, admits=None, grace=9.0, ready=None) -> None:
-    """Serve until SIGTERM or SIGINT, then finish what was begun, in ``grace`` seconds; a second signal cuts that short.
-
-    ``lane_of(environ)`` names one of ``lanes``; the one named None is for all other work, which includes
-    asking ``admits(environ)`` before a body that is not small is read. ``limit_of(method, path)`` gives the largest in
-    bytes. ``ready(address)`` is called once. Raises OSError where it cannot listen.
-    """
-    sockets = listen(host, port)
-    adjustments = adjust(sockets, host)
-    polled = {}
-    workers = Lanes(lanes, lane_of or (lambda environ: None))
-    limit_of = limit_of or (lambda method, path: BODY)
-    servers = [Server(app, polled, sock, workers, adjustments, limit_of, admits) for sock in sockets]
-    with stop_signals(servers[0].trigger.pull_trigger) as signals:
-        try:
-            if ready:
-                ready(address_of(sockets[0]))
-            while not signals:
-                poll(1, map=polled)
-            finish(servers, polled, signals, grace)
-        finally:
-            for server in servers:
-                server.close_channels(lambda channel: True)
-            # A thread that still runs may pull a trigger, whose file descriptor must not have become something else.
-            if workers.shutdown():
-                wasyncore.close_all(polled)
-
-
-poll = partial(wasyncore.loop, use_poll=True, count=1)  # select could not go beyond 1,024 connections
-
-
-def finish(servers, polled, signals, grace):
-    """Go on until all requests that came have their answers, or time is up."""
-    begun = time.monotonic()
-    for server in servers:
-        server.stop_listening()
-    while time.monotonic() < begun + LAST_CALL:
-        poll(LAST_CALL / 4, map=polled)
-    while sum(server.close_channels(Channel.done) for server in servers):
-        if len(signals) > 1 or time.monotonic() > begun + grace:
-            log.warning("Stopped before all answers were finished")
-            return
-        poll(0.1, map=polled)
-
-
-def listen(host, port):
-    """Bind each address of the host, but those of a protocol that this machine has not."""
-    sockets, missing = [], None
-    with ExitStack() as bound:
-        for family, _, _, _, address in socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM, 0, socket.AI_PASSIVE):
+    def turn(self, seconds):
+        """Wait until something happens and let it; what comes meanwhile has to wait until others had their turn."""
+        wasyncore.loop(0 if self.own else seconds, use_poll=True, map=self.polled, count=1)  # select ends at 1,024
+        for _ in range(len(self.own)):
+            channel = self.own.popleft()
             try:
-                sockets.append(bound.enter_context(socket.create_server(address, family=family)))
-            except OSError as error:
-                if error.errno not in (EADDRNOTAVAIL, EAFNOSUPPORT):
-                    raise
-                missing = error
-        bound.pop_all()
-    if missing and not sockets:
-        raise missing
-    return sockets
+                channel.service()
+                if channel.connected:
+                    channel.handle_write()
+            except Exception:
+                channel.handle_error()
+        if time.monotonic() >= self.tended + self.limits.tick:
+            self.tended = time.monotonic()
+            self.tend()
+
+    def tend(self):
+        """Look after those that wait: for their turn, where a lane may hang as a whole, and for their clients."""
+        for queue in self.queues.values():
+            with queue.lock:
+                while queue.queue and queue.queue[0].requests[0].is_late():
+                    self.own.append(queue.queue.popleft())
+        for channel in self.channels():
+            channel.tend(time.time(), self.limits)
+        self.make_room()
+
+    def make_room(self):
+        """Close the connection of who took nothing for longest, while too much waits for all clients together."""
+        waiting = [channel for channel in self.channels() if channel.total_outbufs_len]
+        excess = sum(channel.total_outbufs_len for channel in waiting) - self.limits.output
+        for channel in sorted(waiting, key=lambda channel: channel.last_activity):
+            if excess > 0:
+                excess -= channel.total_outbufs_len
+                log.warning("An answer was given up: its client was slow to take it, and too much waits for such")
+                self.servers[0].trigger.pull_trigger(channel.handle_close)
+
+    def channels(self):
+        """Give all connections."""
+        return [channel for channel in list(self.polled.values()) if isinstance(channel, Channel)]
 
 
-def address_of(sock):
-    """Write an address as URLs do."""
-    host, port = sock.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+def serve(app, *, host, port, lanes, lane_of, limit_of, admits, ready=print, limits=None):
+    """Serve until SIGTERM or SIGINT, then finish what was begun; a second signal cuts that short.
 
-
-def adjust(sockets, host):
-    """Give waitress' settings."""
-    return Adjustments(
-        sockets=sockets,
+    ``lane_of(environ)`` names one of ``lanes``, ``limit_of(method, path)`` gives the bytes that a body may have,
+    ``admits(environ)``, which must not wait, whether one is welcome. ``ready(address)`` is called once. Raises OSError.
+    """
+    logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # it warns whenever a request has to wait (#231)
+    loop = Loop(lanes, lane_of, limit_of, admits, limits or Limits())
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    files = 8192 if most == resource.RLIM_INFINITY else min(most, 8192)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (files, most))
+    adjustments = Adjustments(
         server_name=host,
         ident=None,
-        connection_limit=connection_limit(),
-        cleanup_interval=1,  # how often `Server.maintenance` runs
+        connection_limit=files // 2,  # as many may spill into files
+        channel_timeout=2**31,  # `Channel.tend` closes instead, and stalled readers too (#267)
         recv_bytes=2**12,  # the most of one client's bytes that are parsed before the others' turn
         max_request_header_size=HEADERS,
         max_request_body_size=2**62,  # measured by `Request` instead
-        outbuf_overflow=OUTPUT,
-        send_bytes=2**14,  # what is less is sent when the answer is whole
-        outbuf_high_watermark=2**40,  # no worker waits for a slow reader: what is not yet read goes to a file
+        outbuf_overflow=MEMORY,
+        outbuf_high_watermark=2**40,  # no worker waits for a slow reader (#67, #242); `Limits.output` bounds it instead
         clear_untrusted_proxy_headers=False,
         log_socket_errors=False,
     )
-
-
-def connection_limit():
-    """Raise the limit on open files, and give how many connections fit with as many files that they spill into."""
-    if resource is None or not hasattr(select, "poll"):
-        return 500  # what select takes on Windows
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    files = 8192 if hard == resource.RLIM_INFINITY else min(hard, 8192)
-    if soft != resource.RLIM_INFINITY and soft < files:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
-    return min(4096, files // 2)
-
-
-@contextmanager
-def stop_signals(wake):
-    """Give a list that grows with each SIGTERM and SIGINT; threads other than the main one cannot hear them."""
-    signals = []
+    adjustments.send_bytes = 2**14  # less is sent when the answer is whole; given above, waitress would warn
+    passive = socket.AI_PASSIVE | socket.AI_ADDRCONFIG  # each address of the host, of protocols that this machine has
+    for family, *_, address in socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM, 0, passive):
+        sock = socket.create_server(address, family=family)
+        where = (sock.family, sock.type, sock.proto, sock.getsockname())
+        server = TcpWSGIServer(app, loop.polled, True, sock, loop, adjustments, where, bind_socket=False)
+        server.channel_class, server.loop = Channel, loop
+        loop.servers.append(server)
 
     def hear(number, frame):
-        signals.append(number)
-        with suppress(OSError):
-            wake()
+        if not loop.signals:
+            server.pull_trigger()
+        loop.signals.append(number)
 
-    heard = (signal.SIGTERM, signal.SIGINT) if threading.current_thread() is threading.main_thread() else ()
-    before = {number: signal.signal(number, hear) for number in heard}
-    try:
-        yield signals
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler or signal.SIG_DFL)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, hear)
+    address, port = loop.servers[0].effective_host, loop.servers[0].effective_port
+    ready(f"http://[{address}]:{port}" if ":" in address else f"http://{address}:{port}")
+    loop.run()
