@@ -1173,4 +1173,4 @@ def test_picture(browser, stocked):
     with visit(browser, stocked, 1280) as page:
         enter(page, stocked)
         marks(page)
-        page.screenshot(path=os.environ["PICTURE"])
+        page.screenshot(path=os.environ["PICTURE"], clip={"x": 0, "y": 0, "width": 1280, "height": 520})
