@@ -1,5 +1,6 @@
 """Accounts that end, guessing, and accounts at the console."""
 
+import io
 import json
 import os
 import subprocess
@@ -11,7 +12,9 @@ import argon2
 import pytest
 
 from conftest import (
+    CAR,
     CREDENTIALS,
+    OTHER_CAR,
     PASSWORD,
     PROGRAM,
     PROXY,
@@ -553,3 +556,35 @@ def test_adduser_asks_for_the_password_without_showing_it(tmp_path):
 
     assert (prompt, code) == (b"Password: ", 0)
     assert TYPED.encode() not in shown
+
+
+class Ending(io.BytesIO):
+    """A body that takes so long to come that its account is deleted meanwhile."""
+
+    def read(self, *size):
+        self.database.execute("DELETE FROM users")
+        return super().read(*size)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("POST", "/stock", [{"mark": "Audi", **CAR}]),
+        ("PUT", "/stock", [{"mark": "Audi", **CAR}]),
+        ("PUT", "/auto/BMW", OTHER_CAR),
+        ("POST", "/auto/Audi", CAR),
+        ("POST", "/auto/Audi", {}),
+        ("PUT", "/account/password", {"password": PASSWORD, "new_password": "new"}),
+    ],
+)
+def test_request_whose_account_ended_on_the_way_changes_nothing(bmw, database, method, path, body):
+    before = database.contents()
+    data = json.dumps(body).encode()
+    stream = Ending(data)
+    stream.database = database
+    environ = {"wsgi.input": stream, "CONTENT_LENGTH": str(len(data)), "CONTENT_TYPE": "application/json"}
+
+    answer = bmw.request(path, method=method, environ=environ, status=401)
+
+    assert_error(answer, 401, "Token is invalid or expired")
+    assert database.contents() == before | {"users": []}

@@ -195,6 +195,16 @@ def test_if_match_where_there_is_nothing_to_match_is_412(refused, header):
     assert_error(answer, 412, CHANGED)
 
 
+def test_uploads_and_single_changes_do_not_wait_for_each_other_in_a_ring(server):
+    marks = [f"car {number:02}" for number in range(60)]
+    uploads = [("PUT", "/stock", [{"mark": mark, **CAR} for mark in some]) for some in (marks, marks[::-1])]
+    server.request(*uploads[0])
+
+    answers = server.at_once(*uploads, *[("PUT", at(mark), OTHER_CAR) for mark in marks[::10] + marks[::-10]])
+
+    assert {answer.status_int for answer in answers} == {202}
+
+
 def test_sixteen_threads_with_if_match_lose_no_change(server):
     server.request("POST", "/auto/BMW", {**CAR, "distance": 0})
     together = threading.Barrier(16)

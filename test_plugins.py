@@ -368,11 +368,56 @@ def test_storage_looks_first_at_what_is_expected(storing, database):
             raise HTTPError(400, "No")
         if kind == "written":
             write_note(db)
+        with db.writing(single=True):
+            changes = {
+                "insert": lambda notes: notes.insert({"text": "x"}),
+                "update": lambda notes: notes.update({"text": "x", "kind": 1}, ["kind"]),
+                "delete": lambda notes: notes.delete(),
+                "find": lambda notes: notes.find_one(),
+            }
+            changes.get(kind, bool)(db["notes"])
         return {}
 
-    for kind in ("written", "refused", "nothing"):
+    for kind in ("written", "refused", "nothing", "insert", "update", "delete", "find"):
         assert TestApp(storing).post(f"/{kind}", status=401).json == {"Error": "Nobody"}
     assert notes(database) == []
+
+
+@pytest.mark.parametrize("single", [False, True])
+def test_statement_that_finds_what_is_expected_does_its_work(db, database, single):
+    database.insert("notes", {"text": "alice"})
+
+    def refuse():
+        raise AssertionError
+
+    db.expect(refuse, "notes", text="alice")
+    with db.writing(single):
+        added = db["notes"].insert({"text": "x"})
+    with db.reading(single):
+        found, nothing = db["notes"].find_one(text="x"), db["notes"].find_one(text="y")
+    with db.reading(single):
+        count = db["notes"].count()
+    with db.writing(single):
+        changed = db["notes"].update({"text": "x"}, ["text"], text={"!=": "x"}), db["notes"].delete(text="x")
+    db.settle()
+
+    assert (added, found, nothing, count, changed) == ("x", {"text": "x"}, None, 2, (0, True))
+    assert notes(database) == ["alice"]
+
+
+def test_what_is_expected_stays_so_until_a_writer_has_ended(db, database):
+    if database.name == "sqlite":
+        pytest.skip("SQLite has one writer")
+    database.insert("notes", {"text": "alice"})
+    db.expect(pytest.fail, "notes", text="alice")
+
+    with db.writing():
+        db["notes"].find_one()
+        with pytest.raises(Exception, match="lock timeout"):
+            database.execute("SET LOCAL lock_timeout = 50", "DELETE FROM notes")
+    db.settle()
+
+    assert notes(database) == ["alice"]
 
 
 def test_writing_inside_reading_is_refused(db):

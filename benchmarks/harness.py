@@ -155,7 +155,7 @@ class PostgreSQL:
 
     def name(self, folder):
         """Return the name of the database of a folder."""
-        return "benchmark " + hashlib.sha256(str(folder).encode()).hexdigest()[:12]
+        return "benchmark_" + hashlib.sha256(str(folder).encode()).hexdigest()[:12]
 
     def run(self, *statements):
         """Run statements, each by itself."""

@@ -33,6 +33,7 @@ from functools import lru_cache, wraps
 from inspect import isgenerator
 from itertools import chain, compress
 from math import inf
+from operator import add
 from time import monotonic
 
 import dataset
@@ -363,10 +364,10 @@ class Table(dataset.Table):
     def update(self, row, keys, _entry=None, **filters):
         """Give the rows that have the values of `row` under `keys`, and match, its other values; gives their number."""
         row = dict(row)
-        keys = {name: row.pop(name, None) for name in ensure_strings(keys)} | filters
-        shape, values = self._shape(keys)
+        parts = self._shape({name: row.pop(name, None) for name in ensure_strings(keys)}), self._shape(filters)
+        shape, values = map(add, *parts)
         if not row:
-            return self.count(**keys)
+            return self._run(self._count, ((), shape), values)[0]["count"]
         return len(self._write(self._update, (), tuple(row), shape, values=[*row.values(), *values], entry=_entry))
 
     def delete(self, *clauses, _entry=None, **filters):
