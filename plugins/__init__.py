@@ -15,9 +15,42 @@ No plugins, but as free of cars: ``settings``, ``listings``, ``entity_tags``, ``
 waitress serves the application.
 """
 
+from contextlib import ExitStack
 
-def wrap(app, wsgi):
-    """Put a WSGI callable around that of an application; gives the one that was there, for it to call."""
-    wrapped = app.wsgi
-    app.__dict__["wsgi"] = wsgi  # Bottle keeps plugins from setting an attribute twice; this one is wrapped on purpose
-    return wrapped
+from bottle import PluginError
+
+
+class Plugin:
+    """What every plugin has in common: an application takes one of a kind; callbacks are left as they are."""
+
+    api = 2
+
+    def setup(self, app):
+        """Raise `PluginError` where another one of this kind is installed."""
+        if any(type(plugin) is type(self) for plugin in app.plugins):
+            raise PluginError(f"Another {type(self).__name__} is already installed.")
+
+    def apply(self, callback, route):
+        """Give what answers in place of a callback."""
+        return callback
+
+
+class Wrapper(Plugin):
+    """A plugin around the whole application: its `wsgi` answers, by calling ``self.wrapped``, which did before."""
+
+    def setup(self, app):
+        """Wrap ``app.wsgi``."""
+        super().setup(app)
+        self.wrapped = app.wsgi
+        app.__dict__["wsgi"] = self.wsgi  # Bottle keeps plugins from setting an attribute twice; this is on purpose
+
+
+class Parts(ExitStack):
+    """An answer in parts. `close`, which servers call when it was sent or given up, does what was stacked up."""
+
+    def __init__(self, parts):
+        super().__init__()
+        self.parts = parts
+
+    def __iter__(self):
+        return iter(self.parts)

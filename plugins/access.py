@@ -19,9 +19,7 @@ from contextlib import suppress
 from ipaddress import ip_address
 from urllib.parse import quote, unquote
 
-from bottle import PluginError
-
-from plugins import wrap
+from plugins import Parts, Wrapper
 
 log = logging.getLogger("dealer.access")
 
@@ -31,25 +29,12 @@ WITH_PORT = re.compile(r"(?:\[([^\]]+)\]|([0-9.]+))(?::[0-9]+)?")  # 192.0.2.1:8
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
-class AccessPlugin:
+class AccessPlugin(Wrapper):
     """Wrap the application: a request id in and out, common headers, and the access log."""
-
-    name = "access"
-    api = 2
 
     def __init__(self, trusted_proxy=None):
         """Take the address of the proxy that is believed, ``*`` for any, or None."""
         self.trusted_proxy = trusted_proxy
-
-    def setup(self, app):
-        """Wrap ``app.wsgi``; raises `PluginError` where that was done before."""
-        if any(isinstance(plugin, AccessPlugin) for plugin in app.plugins):
-            raise PluginError("Another access plugin is already installed.")
-        self.wrapped = wrap(app, self.wsgi)
-
-    def apply(self, callback, route):
-        """Leave callbacks as they are."""
-        return callback
 
     def wsgi(self, environ, start_response):
         """Answer a request through the application, then log it."""
@@ -87,25 +72,11 @@ class AccessPlugin:
         if isinstance(body, list):
             finish()
             return body
-        return Streamed(body, finish)
-
-
-class Streamed:
-    """An answer in parts, which tells when it has ended or was given up."""
-
-    def __init__(self, parts, finish):
-        self.parts = parts
-        self.finish = finish
-
-    def __iter__(self):
-        return iter(self.parts)
-
-    def close(self):
-        """Close the parts, where they can be closed, and tell."""
-        try:
-            getattr(self.parts, "close", lambda: None)()
-        finally:
-            self.finish()
+        parts = Parts(body)
+        parts.callback(finish)
+        if hasattr(body, "close"):
+            parts.callback(body.close)
+        return parts
 
 
 def believe_proxy(environ):

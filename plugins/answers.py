@@ -23,7 +23,9 @@ from typing import NamedTuple
 from urllib.parse import unquote_to_bytes
 
 import msgspec
-from bottle import HTTPError, HTTPResponse, PluginError, request, response
+from bottle import HTTPError, HTTPResponse, request, response
+
+from plugins import Plugin
 
 log = logging.getLogger("dealer")
 
@@ -53,20 +55,16 @@ class Data(NamedTuple):
     also: tuple = ()
 
 
-class AnswersPlugin:
+class AnswersPlugin(Plugin):
     """Make JSON of every answer, of success and of failure."""
-
-    name = "answers"
-    api = 2
 
     def __init__(self, refusals=()):
         """Take a mapping from exceptions to the `Answer` each makes; their ``retry_after``, in seconds, goes along."""
         self.refusals = dict(refusals)
 
     def setup(self, app):
-        """Take over the error page of `app`; raises `PluginError` where another plugin has it already."""
-        if any(isinstance(plugin, AnswersPlugin) for plugin in app.plugins):
-            raise PluginError("Another answers plugin is already installed.")
+        """Take over the error page of `app`."""
+        super().setup(app)
         app.uninstall("json")  # Bottle's own, which knows nothing but dictionaries
         app.default_error_handler = self.error_page
         app.add_hook("before_request", refuse_unreadable)

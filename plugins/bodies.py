@@ -26,8 +26,10 @@ from operator import itemgetter
 from typing import Annotated, ClassVar, get_args
 
 import msgspec
-from bottle import HTTPError, PluginError, request
+from bottle import HTTPError, request
 from msgspec import UNSET, Meta
+
+from plugins import Plugin
 
 LIMIT = 1024 * 1024
 NOT_JSON = "Content-Type must be application/json"
@@ -243,20 +245,12 @@ def shown(name):
     return "".join(islice(filter(str.isprintable, name), 80))
 
 
-class BodiesPlugin:
+class BodiesPlugin(Plugin):
     """Read the body of a request into the record that a handler declares, and tidy the arguments of its path."""
-
-    name = "bodies"
-    api = 2
 
     def __init__(self, path):
         """Take the record whose fields the arguments of paths are."""
         self.path = path
-
-    def setup(self, app):
-        """Refuse a second plugin of this kind."""
-        if any(isinstance(plugin, BodiesPlugin) for plugin in app.plugins):
-            raise PluginError("Another bodies plugin is already installed.")
 
     def apply(self, callback, route):
         """Wrap a callback that has a record among its arguments, or a path argument."""

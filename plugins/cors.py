@@ -5,32 +5,24 @@ Preflights are answered here, and every other answer, a refusal too, says which 
     app.install(CorsPlugin(["https://dealer.example"], expose=["ETag"]))
 """
 
-from plugins import wrap
+from plugins import Wrapper
 
 METHODS = "GET, HEAD, POST, PUT, PATCH, DELETE"
 REQUEST_HEADERS = "Authorization, Content-Type, If-Match, If-None-Match, X-HTTP-Method-Override, X-Request-ID"
-MAX_AGE = "600"
 
 
-class CorsPlugin:
+class CorsPlugin(Wrapper):
     """Let pages of some origins call, and read some headers of the answers."""
 
-    name = "cors"
-    api = 2
-
-    def __init__(self, origins, expose=()):
+    def __init__(self, origins, expose):
         """Take the origins (``https://host:port``, or ``*`` for any) and the headers that their pages may read."""
         self.origins = frozenset(origins)
         self.expose = ", ".join(expose)
 
     def setup(self, app):
-        """Wrap ``app.wsgi``, unless there is no origin to let in."""
+        """Wrap the application, unless there is no origin to let in."""
         if self.origins:
-            self.wrapped = wrap(app, self.wsgi)
-
-    def apply(self, callback, route):
-        """Leave callbacks as they are."""
-        return callback
+            super().setup(app)
 
     def wsgi(self, environ, start_response):
         """Answer a preflight, or add to the application's answer who may read it."""
@@ -40,7 +32,7 @@ class CorsPlugin:
             added += [("Access-Control-Allow-Origin", origin), ("Access-Control-Expose-Headers", self.expose)]
             if environ["REQUEST_METHOD"] == "OPTIONS" and "HTTP_ACCESS_CONTROL_REQUEST_METHOD" in environ:
                 allowed = [("Access-Control-Allow-Methods", METHODS), ("Access-Control-Allow-Headers", REQUEST_HEADERS)]
-                start_response("204 No Content", [*added, *allowed, ("Access-Control-Max-Age", MAX_AGE)])
+                start_response("204 No Content", [*added, *allowed, ("Access-Control-Max-Age", "600")])
                 return []
 
         def start(line, headers, exc_info=None):

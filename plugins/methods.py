@@ -7,23 +7,19 @@ For clients, and proxies between, that can only ``GET`` and ``POST``::
 
 from bottle import HTTPError, request
 
+from plugins import Plugin
+
 HEADER = "HTTP_X_HTTP_METHOD_OVERRIDE"
 METHODS = ("PUT", "PATCH", "DELETE")
 
 
-class MethodsPlugin:
+class MethodsPlugin(Plugin):
     """Route a request by the method that it names in a header."""
-
-    name = "methods"
-    api = 2
 
     def setup(self, app):
         """Look at every request before it is routed."""
+        super().setup(app)
         app.add_hook("before_request", override)
-
-    def apply(self, callback, route):
-        """Leave callbacks as they are."""
-        return callback
 
 
 def override():

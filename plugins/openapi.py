@@ -24,8 +24,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import msgspec
-from bottle import PluginError
 
+from plugins import Plugin
 from plugins.answers import JSON, Answer
 from plugins.bodies import NOT_JSON, fields, tidy_named
 from plugins.uploads import CSV_TYPE, NEITHER, TOO_MANY, Upload
@@ -43,12 +43,8 @@ POLICY = (
 )
 
 
-class OpenAPIPlugin:
+class OpenAPIPlugin(Plugin):
     """Describe the application it is installed in, to the handlers that ask for ``openapi``."""
-
-    name = "openapi"
-    api = 2
-    keyword = "openapi"
 
     def __init__(self, info, tags, path, common=(), hidden=()):
         """Take the API's own description, the tag for each first step of a path, and what holds for every route.
@@ -65,14 +61,13 @@ class OpenAPIPlugin:
         self.made = None
 
     def setup(self, app):
-        """Remember the application; raises `PluginError` where it is described already."""
-        if any(isinstance(plugin, OpenAPIPlugin) for plugin in app.plugins):
-            raise PluginError("Another openapi plugin is already installed.")
+        """Remember the application."""
+        super().setup(app)
         self.app = app
 
     def apply(self, callback, route):
         """Hand the plugin to a callback that asks for it."""
-        return partial(callback, openapi=self) if self.keyword in route.get_callback_args() else callback
+        return partial(callback, openapi=self) if "openapi" in route.get_callback_args() else callback
 
     def document(self):
         """Give the description (OpenAPI 3.1), as a dictionary; it is made when first asked for."""

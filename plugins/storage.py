@@ -39,7 +39,7 @@ from time import monotonic
 import dataset
 import msgspec
 import psycopg
-from bottle import HTTPError, PluginError
+from bottle import HTTPError
 from dataset.util import QUERY_STEP, QueryError, ensure_strings
 from sqlalchemy import (
     ARRAY,
@@ -67,6 +67,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import GenericFunction
 
+from plugins import Parts, Plugin
 from plugins.postgresql import Servers, patience
 
 log = logging.getLogger("dealer")
@@ -650,22 +651,13 @@ class Statement:
         return [values[place] for place in self.order]
 
 
-class StoragePlugin:
+class StoragePlugin(Plugin):
     """Inject the database, or what was made of it, into the handlers that ask, in one transaction."""
-
-    name = "storage"
-    api = 2
 
     def __init__(self, db, **resources):
         """Take a `Database` and, by keyword, what was made of it for handlers to ask for."""
         self.db = db
         self.resources = {"db": db, **resources}
-
-    def setup(self, app):
-        """Refuse a second plugin with one of the same keywords."""
-        for other in app.plugins:
-            if isinstance(other, StoragePlugin) and other.resources.keys() & self.resources.keys():
-                raise PluginError(f"Another storage plugin has one of the keywords {', '.join(self.resources)}.")
 
     def apply(self, callback, route):
         """Wrap a callback in a transaction, as its method and its arguments ask for."""
@@ -695,24 +687,12 @@ class StoragePlugin:
 def stream_or_whole(parts, db):
     """Give an answer that comes in parts: whole where it has no more than one, which spares the connection."""
     first, second = next(parts, b""), next(parts, None)
-    return first if second is None else Stream(chain((first, second), parts), parts, db.detach())
-
-
-class Stream:
-    """An answer in parts that are still being read, with the connection that reads them."""
-
-    def __init__(self, parts, generator, connection):
-        self.parts = parts
-        self.generator = generator
-        self.connection = connection
-
-    def __iter__(self):
-        return self.parts
-
-    def close(self):
-        """Stop reading, wherever it is, and give the connection back."""
-        self.generator.close()
-        end(self.connection, commit=False)
+    if second is None:
+        return first
+    answer = Parts(chain((first, second), parts))
+    answer.callback(end, db.detach(), commit=False)
+    answer.callback(parts.close)
+    return answer
 
 
 def unavailable(error, dbapi, writing):
