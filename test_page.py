@@ -30,8 +30,8 @@ from conftest import (
     at,
     environment,
     free_port,
+    length,
     sqlite_store,
-    table,
 )
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs Playwright (.ci/requirements.txt)")
@@ -165,7 +165,7 @@ def import_file(page, text, choice="Only new cars", name="cars.csv"):
     return dialog
 
 
-def stock_of(server, **headers):
+def stock_of(server):
     """Give the cars in stock as another client sees them."""
     return {car["mark"]: car for car in server.request("GET", "/stock").json}
 
@@ -329,20 +329,19 @@ def test_table_has_a_column_per_field(stocked, clerk):
     assert clerk.locator("tbody tr").first.locator("th, td").all_inner_texts() == [str(car[name]) for name in LABELS]
 
 
-@pytest.mark.parametrize("name", LABELS)
-def test_header_sorts_by_its_column(stocked, clerk, name):
-    header = clerk.get_by_role("columnheader", name=LABELS[name])
+def test_header_sorts_by_its_column(stocked, clerk, subtests):
+    cars = sorted(SAMPLES.values(), key=lambda car: car["mark"])
     marks(clerk)
-    if name == "mark":  # which is the order at first
-        header.get_by_role("button").click()
-        expect(header).to_have_attribute("aria-sort", "descending")
-    for direction in ("ascending", "descending"):
-        header.get_by_role("button").click()
-        expect(header).to_have_attribute("aria-sort", direction)
-        ordered = sorted(SAMPLES.values(), key=lambda car: car["mark"])
-        ordered.sort(key=lambda car: car[name], reverse=direction == "descending")
-        assert marks(clerk) == [car["mark"] for car in ordered][:SHOWN]
-        assert clerk.locator("[aria-sort]").count() == 1
+    for name in reversed(LABELS):  # the mark, by which they are ordered at first, comes last
+        header = clerk.get_by_role("columnheader", name=LABELS[name])
+        for direction in ("ascending", "descending"):
+            with subtests.test(column=name, direction=direction):
+                header.get_by_role("button").click()
+
+                expect(header).to_have_attribute("aria-sort", direction)
+                ordered = sorted(cars, key=lambda car: car[name], reverse=direction == "descending")
+                assert marks(clerk) == [car["mark"] for car in ordered][:SHOWN]
+                assert clerk.locator("[aria-sort]").count() == 1
 
 
 def test_search_finds_text_in_any_field(stocked, clerk):
@@ -483,14 +482,12 @@ def test_save_sends_what_was_changed_and_of_what(garage, clerk):
 
 @pytest.mark.parametrize(
     ("label", "value", "sentence"),
-    table(
-        ("Max speed", "-1", f"max_speed: {NUMBER}"),
+    [
         ("Max speed", "", f"max_speed: {NUMBER}"),
         ("Distance", "1.5", f"distance: {NUMBER}"),
-        ("Distance", "9007199254740992", f"distance: {NUMBER}"),
-        ("Handler", "", "handler: must be text of 1 to 255 characters"),
+        ("Handler", "", f"handler: {length(255)}"),
         ("Stock", "  ", "stock: must not be blank"),
-    ),
+    ],
 )
 def test_refusal_stands_beside_the_input_that_it_names(garage, clerk, label, value, sentence):
     dialog = open_car(clerk, "BMW")
@@ -626,11 +623,11 @@ def test_car_is_added(server, clerk):
     assert stock_of(server) == {"BMW": {"mark": "BMW", **CAR}}
 
 
-@pytest.mark.parametrize("mark", ["", ".", "..", " ", "a\u200bb"])
-def test_mark_that_cannot_be_is_refused_beside_its_input(server, clerk, mark):
+@pytest.mark.parametrize("mark", ["", ".."])
+def test_mark_that_no_path_can_name_is_refused_beside_its_input(server, clerk, mark):
     dialog = add(clerk, mark)
 
-    expect(dialog.get_by_role("alert")).to_contain_text("mark: ")
+    expect(dialog.get_by_role("alert")).to_have_text(re.compile("^mark: "))
     expect(dialog.get_by_label("Mark")).to_be_focused()
     assert server.request("GET", "/stock").status_int == 400
 
@@ -716,10 +713,14 @@ def test_every_bad_line_is_listed_with_its_text(server, clerk):
 
 @pytest.mark.parametrize(
     ("text", "sentence"),
-    table(
-        ("", "body: "),
-        (HEADER + "\n" + "A,1,2,h,s\n" * 50_001, "body: more than 50000 cars; send them in several uploads"),
-    ),
+    [
+        pytest.param("", "body: ", id="empty"),
+        pytest.param(
+            HEADER + "\n" + "A,1,2,h,s\n" * 50_001,
+            "body: more than 50000 cars; send them in several uploads",
+            id="too many",
+        ),
+    ],
 )
 def test_file_that_is_refused_as_a_whole(clerk, text, sentence):
     expect(import_file(clerk, text).get_by_role("alert")).to_contain_text(sentence)
@@ -1000,14 +1001,15 @@ VIEWS = [
 
 
 @pytest.mark.skipif(not AXE, reason="needs axe-core (npm); AXE=…/axe.min.js")
-@pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("show", VIEWS)
-def test_axe_finds_nothing_serious(browser, stocked, width, scheme, show):
-    with visit(browser, stocked, width, color_scheme=scheme, bypass_csp=True) as page:
+def test_axe_finds_nothing_in_light_or_dark(browser, stocked, width, show):
+    with visit(browser, stocked, width, bypass_csp=True) as page:
         show(page, stocked)
         page.add_script_tag(path=AXE)
-        findings = page.evaluate("axe.run()")["violations"]
-    assert [(finding["id"], [node["html"] for node in finding["nodes"]]) for finding in findings] == []
+        for scheme in ("light", "dark"):
+            page.emulate_media(color_scheme=scheme)
+            findings = page.evaluate("axe.run()")["violations"]
+            assert [(finding["id"], [node["html"] for node in finding["nodes"]]) for finding in findings] == []
 
 
 @pytest.mark.parametrize("show", VIEWS)
@@ -1045,13 +1047,11 @@ def retype(page, role, name, text):
 
 
 def choose(page, path):
-    """Choose a file by the keyboard alone."""
+    """Choose a file: go to its button by the keyboard alone (what opens then is the system's)."""
     target = page.get_by_label("CSV file")
     while not target.evaluate("node => node === document.activeElement"):
         page.keyboard.press("Shift+Tab")
-    with page.expect_file_chooser() as chooser:
-        page.keyboard.press("Space")
-    chooser.value.set_files(path)
+    target.set_input_files(path)
 
 
 def test_clerks_day_by_the_keyboard_alone(stocked, page, tmp_path):
@@ -1067,7 +1067,6 @@ def test_clerks_day_by_the_keyboard_alone(stocked, page, tmp_path):
     retype(page, "searchbox", "Search", "bmw")
     expect(page.get_by_text("4 cars with “bmw”")).to_be_visible()
     press(page, "Max speed")
-    press(page, "Max speed") if page.locator("[aria-sort=ascending]").inner_text() != "Max speed" else None
     expect(page.get_by_role("columnheader", name="Max speed")).to_have_attribute("aria-sort", "ascending")
 
     press(page, "BMW i4")
@@ -1113,7 +1112,6 @@ def test_clerks_day_by_the_keyboard_alone(stocked, page, tmp_path):
     assert {"BMW iX", "BMW 1", "BMW 4"} <= {row["mark"] for row in rows}
 
     press(page, "History")
-    assert entries(page)[-2:] != []
     expect(page.get_by_role("listitem").nth(5)).to_contain_text(f"{USERNAME} updated BMW i4")
     assert page.get_by_role("listitem").nth(5).locator("tbody tr").all_inner_texts() == ["Distance\t450\t460"]
 
