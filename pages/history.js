@@ -13,20 +13,20 @@ export async function showHistory(main, parameters) {
   const more = find("[name=more]");
   const load = async (before) => {
     node.ariaBusy = "true";
-    more.disabled = true;
+    more.hidden = true;
     try {
       const { entries, next } = await read(mark, before);
       const items = await Promise.all(entries.map(async (entry) => itemOf(entry, await valuesBefore(entry, entries))));
-      find(".count").textContent = entries.length || before ? "" : "Nothing was done yet.";
+      find(".count").textContent = entries.length ? "" : "Nothing was done yet.";
       find(".entries").append(...items);
       if (before) items[0].focus();
       more.hidden = !next;
       more.onclick = () => load(next);
     } catch (refusal) {
+      find(".count").textContent = "";
       if (node.isConnected) warn(refusal.message, () => load(before));
     }
     node.ariaBusy = "false";
-    more.disabled = false;
   };
   tell("");
   if (mark !== null) find("h1").textContent = `History of ${mark}`;
