@@ -52,7 +52,6 @@ from plugins.listings import (
     Limit,
     Listing,
     csv_parts,
-    json_array,
     json_parts,
     link_next,
     listing_parameters,
@@ -836,7 +835,7 @@ def whole_stock(listing, autos, version):
     response.set_header("X-Total-Count", total)
     if listing.as_csv:
         return csv_parts(fields(Car), autos.rows(listing), STOCK_FILE)
-    return json_parts(autos.rows(listing)) if array is None else json_array(array)
+    return json_parts(autos.rows(listing)) if array is None else msgspec.Raw(array)
 
 
 def page_of_stock(listing, autos):

@@ -1,7 +1,8 @@
 """Answers: what handlers return becomes JSON, and so does everything that is raised.
 
-A handler returns a ``dict``, a ``list``, a `msgspec.Struct` or an `Answer`: a status with its body, under a name that
-documentation and tests can use too. A refusal is raised, as an `HTTPError` or as an exception that was given an answer.
+A handler returns a ``dict``, a ``list``, what `msgspec` makes JSON of, or an `Answer`: a status with its body, under a
+name that documentation and tests can use too. A refusal is raised, as an `HTTPError` or as an exception that was given
+an answer.
 Errors that Bottle raises itself (404, 405, 500) take the same way out, in one place, and so do those that the server
 reports in ``environ["server.error"]``::
 
@@ -87,7 +88,7 @@ class AnswersPlugin(Plugin):
                 raise HTTPError(500, exception=fault) from None
             if isinstance(result, Answer):
                 response.status, result = result.status, result.body
-            elif not isinstance(result, (dict, list, msgspec.Struct)):
+            elif not isinstance(result, (dict, list, msgspec.Struct, msgspec.Raw)):
                 return result
             body = encode(result)
             response.content_type = JSON

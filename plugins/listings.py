@@ -14,12 +14,12 @@ What is unknown, repeated, or does not fit its field is refused with a sentence:
 
 import csv
 import io
-import json
-from itertools import islice
+from itertools import chain, islice
 from typing import Annotated, Literal
 from urllib.parse import parse_qsl, urlencode
 
 import mimeparse
+import msgspec
 from bottle import HTTPError, response
 from msgspec import Meta
 
@@ -31,7 +31,6 @@ from plugins.uploads import CSV_TYPE
 FORMATS = ("json", "csv")
 MAX_LIMIT = 1000
 MAX_VALUES = 100
-PART = 1024  # characters that are worth sending by themselves
 ACCEPTED = 4096  # characters of an Accept header that are read: parameters cost the square of their number
 Search = Annotated[str, Meta(min_length=1, max_length=255)]
 Limit = Annotated[int, Meta(ge=1, le=MAX_LIMIT)]
@@ -116,7 +115,7 @@ class Listing:
     nothing was asked for at all, and ``as_csv`` whether to answer with CSV rather than JSON.
     """
 
-    def __init__(self, query, record, key, accept=JSON):
+    def __init__(self, query, record, key, accept):
         """Read a query string, and what ``Accept`` asks for; raises a 400 that names the parameter."""
         self.record = record
         self.key = key
@@ -132,11 +131,9 @@ class Listing:
         self.filters = {}
         if "search" in rest:
             self.add_filter("search", "|".join(filter(self.is_text, fields(record))), "contains", rest.pop("search"))
-        for parameter, text in rest.items():
-            name, _, operation = parameter.partition("__")
-            if name in fields(record):
-                self.add_filter(parameter, name, self.read_operator(parameter, name, operation), text)
-        refuse_others({name: text for name, text in rest.items() if name.partition("__")[0] not in fields(record)})
+        for parameter in [each for each in rest if each.partition("__")[0] in fields(record)]:
+            self.add_filter(parameter, *self.read_name(parameter), rest.pop(parameter))
+        refuse_others(rest)
         order = [f"-{name}" if falling else name for name, falling in self.order]
         self.find = {**self.filters, "order_by": order, "_after": position, "_columns": fields(record)}
 
@@ -157,22 +154,21 @@ class Listing:
 
     def read_position(self, text):
         """Give the values of the row behind which the page begins, as `next_page` wrote them."""
-        kinds = [str if self.is_text(name) else int for name, _ in self.order]
+        kinds = tuple(fields(self.record)[name].type for name, _ in self.order)
         try:
-            values = json.loads(text)
-            if type(values) is list and [*map(type, values)] == kinds:
-                return [self.read_value(name, str(value)) for (name, _), value in zip(self.order, values, strict=True)]
-        except (ValueError, TypeError, RecursionError):
-            pass
-        raise HTTPError(400, "after: must be taken from a Link header")
+            values = msgspec.json.decode(text, type=tuple[kinds])
+            return [self.read_value(name, str(value)) for (name, _), value in zip(self.order, values, strict=True)]
+        except (ValueError, msgspec.DecodeError, RecursionError):
+            raise HTTPError(400, "after: must be taken from a Link header") from None
 
-    def read_operator(self, parameter, name, operation):
-        """Give the operator that a parameter names; raises a 400."""
-        known = operators(self.is_text(name))
-        if parameter != name and operation not in known[1:]:
-            choice = f"{name}__ with one of {', '.join(known[1:])}"
+    def read_name(self, parameter):
+        """Give the field and the operator that the name of a parameter holds; raises a 400."""
+        name, divided, operation = parameter.partition("__")
+        known = operators(self.is_text(name))[1:]
+        if divided and operation not in known:
+            choice = f"{name}__ with one of {', '.join(known)}"
             raise HTTPError(400, f"{shown(parameter)}: unknown operator; use {choice}")
-        return operation
+        return name, operation
 
     def add_filter(self, parameter, names, operation, text):
         """Add a filter on a field, or on any of some; raises a 400 for a value that does not fit."""
@@ -208,8 +204,7 @@ class Listing:
 
     def next_page(self, row):
         """Give the query string of the page behind `row`, a mapping."""
-        position = json.dumps([row[name] for name, _ in self.order], ensure_ascii=False, separators=(",", ":"))
-        return urlencode({**self.parameters, "after": position})
+        return urlencode({**self.parameters, "after": encode([row[name] for name, _ in self.order])})
 
 
 def wants_csv(format, accept):
@@ -230,20 +225,9 @@ def link_next(path, query):
     response.set_header("Link", f'<{path}?{query}>; rel="next"')
 
 
-def json_array(array):
-    """Give a JSON array that is written already."""
-    response.content_type = JSON
-    return array
-
-
 def json_parts(rows):
     """Give rows, which come one by one, as a JSON array in parts; a part is given when the next one is there."""
     response.content_type = JSON
-    return array_parts(rows)
-
-
-def array_parts(rows):
-    """Write the array of `json_parts`."""
     part = b"["
     while some := list(islice(rows, MAX_LIMIT)):
         if len(part) > 1:
@@ -257,24 +241,8 @@ def csv_parts(columns, rows, filename):
     """Give rows, which come one by one, as CSV (RFC 4180) in parts, to be saved as a file."""
     response.content_type = f"{CSV_TYPE}; charset=utf-8; header=present"
     response.set_header("Content-Disposition", f'attachment; filename="{filename}"')
-    return record_parts(columns, rows)
-
-
-def record_parts(columns, rows):
-    """Write the records of `csv_parts`."""
-    file = io.StringIO()
-    writer = csv.writer(file)
-    writer.writerow(columns)
-    while some := list(islice(rows, MAX_LIMIT)):
-        if file.tell() > PART:
-            yield taken(file)
-        writer.writerows(map(dict.values, some))
-    yield taken(file)
-
-
-def taken(file):
-    """Take out of a text file what it holds, as UTF-8."""
-    text = file.getvalue()
-    file.seek(0)
-    file.truncate()
-    return text.encode()
+    lines = chain([columns], map(dict.values, rows))
+    while some := list(islice(lines, MAX_LIMIT)):
+        part = io.StringIO()
+        csv.writer(part).writerows(some)
+        yield part.getvalue().encode()
