@@ -9,13 +9,15 @@ import dataclasses
 import getpass
 import hashlib
 import logging
+import math
 import os
 import secrets
 import sqlite3
 import sys
 from contextlib import closing, suppress
 from datetime import UTC, datetime
-from functools import partial
+from functools import partial, wraps
+from inspect import signature
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Literal
@@ -42,11 +44,12 @@ from plugins.bodies import (
     given,
     integers,
     some_of,
+    tidy_named,
 )
 from plugins.cors import CorsPlugin
 from plugins.entity_tags import entity_tag, is_known, wanted_version
 from plugins.guesses import NAME_LIMIT, Guesses, TooManyAttempts, guesses_table
-from plugins.identity import IdentityPlugin
+from plugins.identity import IdentityPlugin, MayOnlyRead
 from plugins.listings import (
     MAX_LIMIT,
     Limit,
@@ -60,6 +63,7 @@ from plugins.listings import (
     refuse_others,
 )
 from plugins.methods import MethodsPlugin, method_of
+from plugins.metrics import MetricsPlugin
 from plugins.openapi import ASSETS, DOCS, POLICY, OpenAPIPlugin, header_parameter, query_parameter
 from plugins.postgresql import servers_of, shown
 from plugins.server import Lane, serve
@@ -104,9 +108,10 @@ class Settings:
     jwt_ttl: int = setting(3600, integer(1, 10**9), "seconds a token lives")
     threads: int = setting(4, integer(1, 256), "threads for pages, with PostgreSQL as many for lookups")
     trusted_proxy: str = setting(None, address, "proxy whose X-Forwarded-For and -Proto are believed, or *")
-    registration: str = setting("open", one_of("open", "closed"), "whether anybody may register")
+    registration: str = setting("open", one_of("open", "readers", "closed"), "who registers: editors, readers, nobody")
     password_min: int = setting(1, integer(1, 1024), "shortest new password, in characters")
     cors_origins: tuple = setting((), origins, "origins whose pages may call, divided by commas")
+    metrics: str = setting("off", one_of("off", "on"), "whether GET /metrics answers")
     log_level: str = setting("INFO", one_of("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"), "least level logged")
 
 
@@ -209,7 +214,9 @@ class Confirmation(Record):
 # Schema
 # ----------------------------------------------------------------------------------------------------------------------
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
+
+ROLES = EDITOR, READER = "editor", "reader"
 
 metadata = MetaData()
 
@@ -225,12 +232,13 @@ def columns_of(names, **options):
 
 Table("schema_version", metadata, column("version", int), sqlite_strict=True)
 
-Table(
+users_table = Table(
     "users",
     metadata,
     column("username", str, primary_key=True),
     column("password", str),  # an Argon2 hash
     column("session", str),  # random; every token names the one it was made in
+    column("role", str, server_default=EDITOR),
     sqlite_strict=True,
 )
 
@@ -288,8 +296,10 @@ def open_schema(db):
 
 def bring_up(db, version):
     """Change the schema from an older version, 0 for an empty database, to `SCHEMA_VERSION`."""
-    if version == 1:  # 2 added versions, indexes and the history, 3 failed logins, 4 registrations
-        db.query(f"ALTER TABLE autos ADD COLUMN {CreateColumn(autos_table.c.version).compile(db.engine)}")
+    added = {autos_table.c.version: 2, users_table.c.role: 5}  # other versions added tables and indexes only
+    for new, since in added.items():
+        if 0 < version < since:
+            db.query(f"ALTER TABLE {new.table} ADD COLUMN {CreateColumn(new).compile(db.engine)}")
     metadata.create_all(db.executable)
     for index in autos_table.indexes:
         index.create(db.executable, checkfirst=True)
@@ -303,6 +313,10 @@ def bring_up(db, version):
 # ----------------------------------------------------------------------------------------------------------------------
 
 
+class UnknownUser(ValueError):
+    """There is no account of that name."""
+
+
 class RegistrationClosed(Exception):
     """Accounts are made at the console only."""
 
@@ -310,9 +324,11 @@ class RegistrationClosed(Exception):
 class Users:
     """The accounts. No transaction is open for the 30 ms that a hash takes."""
 
-    def __init__(self, db, registration="open"):
+    def __init__(self, db, registration="open", on_failure=None):
+        """Take the database, who may register (`Settings`), and what is called for each failed login."""
         self.db = db
         self.registration = registration
+        self.on_failure = on_failure
         self.accounts = db["users"]
         self.guesses = Guesses(db["failures"], NAME_LIMIT)
         self.registrations = Guesses(db["registrations"])
@@ -329,13 +345,13 @@ class Users:
         with self.db.reading():
             self.registrations.check(username, address)
             taken = self.accounts.find_one(username=username)
-        created = not taken and self.create(username, password)
+        created = not taken and self.create(username, password, EDITOR if self.registration == "open" else READER)
         self.registrations.record(username, address)
         return created
 
-    def create(self, username, password):
+    def create(self, username, password, role):
         """Create an account; gives whether the name was free."""
-        account = {"username": username, "password": self.hasher.hash(password), "session": new_session()}
+        account = {"username": username, "password": self.hasher.hash(password), "session": new_session(), "role": role}
         return bool(self.accounts.insert_ignore(account, ["username"]))
 
     def log_in(self, username, password, address):
@@ -358,6 +374,8 @@ class Users:
                 self.guesses.check(username, address)
             return user
         log.warning("login failed: %s from %s", quote(username, safe="@") if user else "an unknown name", address)
+        if self.on_failure:
+            self.on_failure()
         self.guesses.record(username, address)
         return None
 
@@ -381,21 +399,34 @@ class Users:
 
     def log_out(self, username):
         """End every token of an account."""
+        self.set(username, session=new_session())
+
+    def set(self, username, **values):
+        """Change an account, whoever asks for it; raises `UnknownUser`."""
         with self.db.writing(single=True):
-            self.accounts.update({"username": username, "session": new_session()}, ["username"])
+            if not self.accounts.update({"username": username, **values}, ["username"]):
+                raise UnknownUser("No user has that name")
+
+    def remove(self, username):
+        """Remove an account, whoever asks for it; raises `UnknownUser`."""
+        with self.db.writing(single=True):
+            if not self.accounts.delete(username=username):
+                raise UnknownUser("No user has that name")
 
     def delete(self, username, password, address):
         """Remove an account, and with it every token; gives whether the password was right."""
         user = self.verify(username, password, address)
         with self.db.writing(single=True):
-            return bool(user) and self.accounts.delete(**user)
+            return bool(user) and self.accounts.delete(username=username, password=user["password"])
 
-    def confirm(self, claims, refuse):
-        """Have ``refuse()`` called where the account of a token, or its session, has ended.
+    def confirm(self, claims, changes, refuse):
+        """Have ``refuse(account)`` called where a token's account or session has ended, or may not do what `changes`.
 
         That is looked at in the transaction that serves the request, before all else.
         """
-        self.db.expect(refuse, "users", username=claims["sub"], session=claims["session"])
+        account = {"username": claims["sub"], "session": claims["session"]}
+        wanted = {**account, "role": EDITOR} if changes else account
+        self.db.expect(lambda: refuse(self.accounts.find_one(**account)), "users", **wanted)
 
 
 def new_session():
@@ -589,6 +620,13 @@ class Entry(msgspec.Struct):
     auto: Values | None
 
 
+class Account(msgspec.Struct):
+    """Who is logged in, and whether to change cars or only to read."""
+
+    username: str
+    role: Literal[ROLES]
+
+
 class Health(msgspec.Struct):
     """Whether the service can serve."""
 
@@ -607,6 +645,8 @@ PASSWORD_CHANGED = Answer(202, {"Message": "Password changed"})
 LOGGED_OUT = Answer(202, {"Message": "Logged out"})
 USER_DELETED = Answer(202, {"Message": "User deleted"})
 WRONG_PASSWORD = Answer(403, {"Error": "Invalid password"})
+ACCOUNT = Data(200, Account, {"username": "alice", "role": EDITOR})
+MAY_ONLY_READ = Answer(403, {"Error": "This account may only read"})
 AUTO_FOUND = Data(200, Car, Car.example, ("ETag",))
 UNCHANGED = Data(304, None, headers=("ETag",))
 AUTO_CREATED = Answer(201, {"Message": "Auto created"}, ("Location",))
@@ -637,7 +677,7 @@ def autos_put(created, updated):
 # Routes
 # ----------------------------------------------------------------------------------------------------------------------
 
-DECLARED = ("public", "lane", "answers", "parameters")  # what a route says of itself to plugins
+DECLARED = ("public", "readers", "lane", "answers", "parameters")  # what a route says of itself to plugins
 routes = Bottle()
 IF_MATCH = header_parameter("If-Match", "Change the car only if it still has one of these entity tags")
 CONDITIONS = [IF_MATCH, header_parameter("If-None-Match", "Change the car only if it has none of these entity tags")]
@@ -684,7 +724,18 @@ def log_in(credentials: Credentials, users, tokens):
     return Token(tokens.make(credentials.username, session=session), "Bearer", tokens.ttl)
 
 
-@routes.put("/account/password", lane="passwords", answers=[PASSWORD_CHANGED, WRONG_PASSWORD, TOO_MANY_ATTEMPTS])
+@routes.get("/account", lane="lookups", answers=[ACCOUNT])
+def find_account(identity, db):
+    """Tell who is logged in."""
+    return Account(identity, db["users"].find_one(username=identity)["role"])
+
+
+@routes.put(
+    "/account/password",
+    readers=True,
+    lane="passwords",
+    answers=[PASSWORD_CHANGED, WRONG_PASSWORD, TOO_MANY_ATTEMPTS],
+)
 def change_password(passwords: NewPassword, identity, users, settings):
     """Change one's password, which ends every token of the account."""
     check_length("new_password", passwords.new_password, settings.password_min)
@@ -693,14 +744,14 @@ def change_password(passwords: NewPassword, identity, users, settings):
     return PASSWORD_CHANGED if changed else WRONG_PASSWORD
 
 
-@routes.post("/logout", lane="writes", answers=[LOGGED_OUT])
+@routes.post("/logout", readers=True, lane="writes", answers=[LOGGED_OUT])
 def log_out(identity, users):
     """End every token of one's account."""
     users.log_out(identity)
     return LOGGED_OUT
 
 
-@routes.delete("/account", lane="passwords", answers=[USER_DELETED, WRONG_PASSWORD, TOO_MANY_ATTEMPTS])
+@routes.delete("/account", readers=True, lane="passwords", answers=[USER_DELETED, WRONG_PASSWORD, TOO_MANY_ATTEMPTS])
 def delete_account(confirmation: Confirmation, identity, users):
     """Delete one's account, which ends every token of it."""
     deleted = users.delete(identity, confirmation.password, client_address())
@@ -802,6 +853,16 @@ def check_health(autos):
     return Health("ok")
 
 
+@routes.get("/metrics", public=True)
+def show_metrics(metrics, db):
+    """Tell Prometheus what goes on."""
+    for lane, count in request.environ.get("server.waiting", dict)().items():
+        metrics.waiting.labels(lane or "others").set(count)
+    metrics.connections.set(db.engine.pool.checkedout())
+    metrics.most_connections.set(db.engine.pool.size() or math.inf)
+    return metrics.text()
+
+
 @routes.get("/openapi.json", public=True)
 def describe(openapi):
     """Describe this API (OpenAPI 3.1)."""
@@ -898,6 +959,7 @@ REFUSALS = {
     RegistrationClosed: REGISTRATION_CLOSED,
     TooManyAttempts: TOO_MANY_ATTEMPTS,
     NoAutos: NO_AUTOS,
+    MayOnlyRead: MAY_ONLY_READ,
     UnknownAuto: AUTO_NOT_FOUND,
     AutoExists: AUTO_EXISTS,
     AutoChanged: AUTO_CHANGED,
@@ -920,24 +982,34 @@ def create_app(settings=None):
         raise SettingError("JWT_SECRET: must be given with PostgreSQL")
     db = open_database(settings, connections)
     key = settings.jwt_secret or signing_key(file)
-    users, history, autos = Users(db, settings.registration), History(db), Autos(db)
+    metrics = MetricsPlugin() if settings.metrics == "on" else None
+    users = Users(db, settings.registration, metrics and metrics.failed_logins.inc)
+    history, autos = History(db), Autos(db)
     hidden = ("/register",) if settings.registration == "closed" else ()
     app = Bottle()
     for plugin in (
         CorsPlugin(settings.cors_origins, EXPOSED_HEADERS),
-        AccessPlugin(settings.trusted_proxy),
+        AccessPlugin(settings.trusted_proxy, metrics and metrics.observe),
         AnswersPlugin(REFUSALS),
         MethodsPlugin(),
         StoragePlugin(db, users=users, history=history, autos=autos, settings=settings),
         IdentityPlugin(key, settings.jwt_ttl, confirm=users.confirm),
         BodiesPlugin(path=Car),
-        OpenAPIPlugin(ABOUT, TAGS, path=Car, common=(UNAVAILABLE, FAULT), hidden=hidden),
+        OpenAPIPlugin(ABOUT, TAGS, path=Car, read_only=MAY_ONLY_READ, common=(UNAVAILABLE, FAULT), hidden=hidden),
+        *([metrics] if metrics else ()),
     ):
         app.install(plugin)
     for route in routes.routes:
+        if route.rule == "/metrics" and not metrics:
+            continue
         own = {name: route.config[name] for name in DECLARED if name in route.config}
         app.route(route.rule, route.method, route.callback, **own)
     return app
+
+
+def one_line(error):
+    """Give what an error of the database says in one line."""
+    return " ".join(str(getattr(error, "orig", error)).split())
 
 
 def open_database(settings, connections=0):
@@ -949,7 +1021,7 @@ def open_database(settings, connections=0):
         open_schema(db)
         db.engine.dispose()  # a process that is forked must not share a connection
     except (*FAILURES, OSError, ValueError, TypeError) as error:
-        raise SettingError("DATABASE_URL: " + " ".join(str(getattr(error, "orig", error)).split())) from None
+        raise SettingError("DATABASE_URL: " + one_line(error)) from None
     return db
 
 
@@ -999,19 +1071,6 @@ def limit_of(method, path):
     return Inventory.limit if path == "/stock" else Record.limit
 
 
-def read_command_line(arguments):
-    """Give the command, its argument and the settings; ends the program with code 2 where a setting cannot work."""
-    settings = options(Settings)
-    parser = OneLineParser(prog="dealer.py", description=__doc__.partition("\n")[0], parents=[settings])
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands, instead of serving")
-    adduser = commands.add_parser("adduser", parents=[settings], help="create an account; asks for its password")
-    adduser.add_argument("argument", metavar="NAME")
-    backup = commands.add_parser("backup", parents=[settings], help="copy the SQLite database while it is in use")
-    backup.add_argument("argument", metavar="FILE")
-    given = vars(parser.parse_args(arguments))
-    return given.pop("command"), given.pop("argument", None), load(Settings, {**os.environ, **given})
-
-
 def run_server(settings):
     """Serve the application until SIGTERM or Ctrl-C."""
     app = create_app(settings)
@@ -1031,7 +1090,6 @@ def run_server(settings):
         raise SettingError(f"HOST, PORT: {settings.host}:{settings.port}: {reason}") from None
     finally:
         app.close()
-    return 0
 
 
 def admits(app, environ):
@@ -1042,60 +1100,156 @@ def admits(app, environ):
     return False
 
 
-def add_user(settings, username):
-    """Create an account with a password that is asked for, or read from a pipe; gives the exit code."""
-    users = Users(open_database(settings))
+class CommandRefused(Exception):
+    """A command that changed nothing; its text is one line that says why."""
+
+
+def on_accounts(command):
+    """Make a command, in one transaction, of a function that does something to `Users` and gives what, for the log."""
+
+    @wraps(command)
+    def run(settings, **arguments):
+        db = open_database(settings)
+        try:
+            with db.writing():
+                done = command(Users(db), settings, **arguments)
+        except (ValueError, *FAILURES) as error:
+            raise CommandRefused(one_line(error)) from None
+        finally:
+            db.close()
+        if done:
+            act, name = done
+            log.info("%s by %s at the console: %s", act, system_user(), quote(name, safe="@"))
+            print(f"{act}: {name}")
+
+    return run
+
+
+def system_user():
+    """Name the system's user who runs this, by number where there is no name, as in a container."""
+    try:
+        import pwd
+
+        return pwd.getpwuid(os.getuid()).pw_name
+    except (ImportError, KeyError):  # Windows has no `pwd`
+        return str(getattr(os, "getuid", getpass.getuser)())
+
+
+@on_accounts
+def add_user(users, settings, name, role=EDITOR):
+    """Create an account."""
+    account = new_credentials(NewCredentials, settings, name)
+    if not users.create(account.username, account.password, known_role(role)):
+        raise ValueError(USER_EXISTS.body["Error"])
+    return "User created", account.username
+
+
+@on_accounts
+def set_password(users, settings, name):
+    """Give an account another password, and end every token of it."""
+    account = new_credentials(Credentials, settings, name)
+    users.set(account.username, password=users.hasher.hash(account.password), session=new_session())
+    return "Password changed", account.username
+
+
+@on_accounts
+def list_users(users, settings):
+    """Print a line for each account: its name, a tab, its role."""
+    for user in users.accounts.find(order_by="username"):
+        print(user["username"], user["role"], sep="\t")
+
+
+@on_accounts
+def set_role(users, settings, name, role):
+    """Make an account an editor or a reader."""
+    name = tidy_named(Credentials, "username", name)
+    users.set(name, role=known_role(role))
+    return f"Role changed to {role}", name
+
+
+@on_accounts
+def delete_user(users, settings, name):
+    """Remove an account, and with it every token."""
+    name = tidy_named(Credentials, "username", name)
+    users.remove(name)
+    return "User deleted", name
+
+
+def new_credentials(record, settings, name):
+    """Give a name with a password that is asked for, or read from a pipe; raises `ValueError`."""
     password = getpass.getpass() if sys.stdin.isatty() else sys.stdin.readline().rstrip("\r\n")
-    try:
-        account = convert({"username": username, "password": password}, NewCredentials)
-        if len(account.password) < settings.password_min:
-            raise ValueError(f"password: must be at least {settings.password_min} characters")
-        with users.db.writing():
-            if not users.create(account.username, account.password):
-                raise ValueError(USER_EXISTS.body["Error"])
-    except ValueError as error:
-        return refuse(error)
-    print(f"User created: {account.username}")
-    return 0
+    account = convert({"username": name, "password": password}, record)
+    if len(account.password) < settings.password_min:
+        raise ValueError(f"password: must be at least {settings.password_min} characters")
+    return account
 
 
-def back_up(settings, target):
-    """Copy a SQLite database, one moment of it, while it is in use; gives the exit code."""
-    file = file_of(settings.database_url)
-    if not file:
-        return refuse("use pg_dump to back up PostgreSQL")
+def known_role(role):
+    """Give a role; raises `ValueError` where there is no such one."""
+    if role not in ROLES:
+        raise ValueError("role: must be " + " or ".join(ROLES))
+    return role
+
+
+def back_up(settings, file):
+    """Copy a SQLite database, one moment of it, while it is in use; raises `CommandRefused`."""
+    source = file_of(settings.database_url)
+    if not source:
+        raise CommandRefused("use pg_dump to back up PostgreSQL")
     try:
-        os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+        os.close(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
     except OSError as error:
-        return refuse(f"{target}: {error.strerror}")
+        raise CommandRefused(f"{file}: {error.strerror}") from None
     try:
-        source = sqlite3.connect(file.resolve().as_uri() + "?mode=ro", uri=True)
-        source.execute("PRAGMA schema_version")
-        with closing(source), closing(sqlite3.connect(target)) as copy:
-            source.backup(copy)  # all pages in one go, so of one moment
+        live = sqlite3.connect(source.resolve().as_uri() + "?mode=ro", uri=True)
+        live.execute("PRAGMA schema_version")
+        with closing(live), closing(sqlite3.connect(file)) as copy:
+            live.backup(copy)  # all pages in one go, so of one moment
     except sqlite3.Error as error:
-        os.unlink(target)
-        return refuse(f"cannot copy {file} to {target}: {error}")
-    return 0
+        os.unlink(file)
+        raise CommandRefused(f"cannot copy {source} to {file}: {error}") from None
 
 
-def refuse(reason):
-    """Say on standard error why a command was not done; gives the exit code for that."""
-    print(f"dealer.py: {reason}", file=sys.stderr)
-    return 1
+COMMANDS = {
+    "adduser": add_user,
+    "passwd": set_password,
+    "users": list_users,
+    "role": set_role,
+    "deluser": delete_user,
+    "backup": back_up,
+}
+
+
+def read_command_line(arguments):
+    """Give the command, to be called with the settings, and those; ends the program with 2 where one cannot work."""
+    settings = options(Settings)
+    parser = OneLineParser(prog="dealer.py", description=__doc__.partition("\n")[0], parents=[settings])
+    commands = parser.add_subparsers(metavar="COMMAND", title="commands, instead of serving")
+    for name, function in COMMANDS.items():
+        about = function.__doc__.partition("\n")[0]
+        command = commands.add_parser(name, parents=[settings], help=about, description=about)
+        command.set_defaults(command=function)
+        for argument in signature(function).parameters.values():
+            if argument.default is not argument.empty:
+                command.add_argument(f"--{argument.name}", default=argument.default, metavar="…")
+            elif argument.name not in ("users", "settings"):
+                command.add_argument(argument.name, metavar=argument.name.upper())
+    given = vars(parser.parse_args(arguments))
+    command = given.pop("command", run_server)
+    own = {name: given.pop(name) for name in [*given] if name.islower()}
+    return partial(command, **own), load(Settings, {**os.environ, **given})
 
 
 def main(arguments=None):
-    """Run the command line; gives the exit code of the program."""
+    """Run the command line; gives the exit code of the program: 2 for a setting that cannot work, 1 for a refusal."""
     try:
-        command, argument, settings = read_command_line(arguments)
+        command, settings = read_command_line(arguments)
         start_log(settings.log_level)
-        if command == "adduser":
-            return add_user(settings, argument)
-        return back_up(settings, argument) if command == "backup" else run_server(settings)
-    except SettingError as error:
+        command(settings)
+        return 0
+    except (SettingError, CommandRefused) as error:
         print(f"dealer.py: {error}", file=sys.stderr)
-        return 2
+        return 2 if isinstance(error, SettingError) else 1
 
 
 if __name__ == "__main__":

@@ -522,7 +522,7 @@ def test_simultaneous_registrations_in_two_processes_are_a_hundred(server, lasti
 def test_adduser_reads_the_password_from_a_pipe(registered, database):
     child = run("adduser", "Вася", text=" pass word \r\n", DATABASE_URL=database.url, REGISTRATION="closed")
 
-    assert (child.returncode, child.stderr) == (0, "")
+    assert (child.returncode, child.stdout) == (0, "User created: Вася\n")
     registered.post_json("/auth", {"username": "Вася", "password": " pass word "}, status=200)
 
 

@@ -476,7 +476,7 @@ def test_files_are_for_their_owner_only(open_handed, tmp_path, cloned):
     settings = dealer.Settings(database_url=store.url)
     with closing(dealer.create_app(settings)) as app:
         TestApp(app).post_json("/register", CREDENTIALS, status=201)
-        assert dealer.back_up(settings, tmp_path / "copy.db") == 0
+        dealer.back_up(settings, tmp_path / "copy.db")
 
         modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
     assert modes.keys() == {"copy.db", *(f"dealer.db{end}" for end in ("", "-shm", "-wal", ".secret"))}
@@ -590,6 +590,7 @@ CREATE TABLE registrations (
 CREATE INDEX registrations_address ON registrations (address, at);
 CREATE INDEX registrations_at ON registrations (at);
 INSERT INTO registrations VALUES ('192.0.2.1', 'a hash', 9007199254740991)""",
+    5: """ALTER TABLE users ADD COLUMN role TEXT COLLATE "BINARY" DEFAULT 'editor' NOT NULL""",
 }
 POSTGRES_WORDS = {
     '"BINARY"': '"C"',
@@ -612,7 +613,8 @@ def older_versions(store, tmp_path, account):
             store.execute(*ANEW)
         database = store if store.name == "postgresql" else sqlite_store(tmp_path)
         database.execute(*sql.split(";\n"), f"UPDATE schema_version SET version = {version}")
-        database.insert("users", account.row)
+        roles = () if version < 5 else ("role",)
+        database.insert("users", {name: account.row[name] for name in ("username", "password", "session", *roles)})
         return database
 
     yield make
@@ -648,6 +650,7 @@ def test_older_schema_is_brought_up(older_versions, account, version):
         client.put_json("/auto/BMW", OTHER_CAR, headers=etag, status=202)
         client.put_json("/auto/BMW", CAR, headers=etag, status=412)
         client.post_json("/auth", CREDENTIALS, status=200)
+        assert after["users"] == [{**account.row, "role": "editor"}]
         history = [entry["action"] for entry in client.get("/history/BMW").json]
         assert history == ["updated", "created"] if version > 1 else ["updated"]
 
@@ -948,7 +951,7 @@ def test_request_id_is_the_client_s_where_it_is_clean(client, caplog, request_id
         *[("OPTIONS", path, 405, {"Allow": "POST"}) for path in ("/register", "/auth", "/logout")],
         ("OPTIONS", "/auto/x", 405, {"Allow": "DELETE, GET, HEAD, PATCH, POST, PUT"}),
         ("OPTIONS", "/stock", 405, {"Allow": "GET, HEAD, POST, PUT"}),
-        ("OPTIONS", "/account", 405, {"Allow": "DELETE"}),
+        ("OPTIONS", "/account", 405, {"Allow": "DELETE, GET, HEAD"}),
         *[("OPTIONS", path, 405, {"Allow": "GET, HEAD"}) for path in ("/history", "/health", "/docs", "/")],
     ],
 )

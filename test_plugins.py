@@ -597,7 +597,9 @@ def test_shapes_of_statements_are_kept_up_to_a_bound(towns):
 def identifying(plain):
     """An application that knows Alice."""
     plain.install(AnswersPlugin())
-    plugin = IdentityPlugin(SECRET, ttl=60, confirm=lambda claims, refuse: claims["sub"] != "mallory" or refuse())
+    plugin = IdentityPlugin(
+        SECRET, ttl=60, confirm=lambda claims, _, refuse: claims["sub"] != "mallory" or refuse(None)
+    )
     plain.install(plugin)
     plain.get("/me", callback=lambda identity: {"me": identity})
     plain.get("/secret", callback=nothing)
@@ -630,7 +632,7 @@ def test_identity_is_confirmed(identifying):
 
 def test_identity_is_confirmed_each_time(plain):
     known = {"alice"}
-    plugin = IdentityPlugin(SECRET, ttl=60, confirm=lambda claims, refuse: claims["sub"] in known or refuse())
+    plugin = IdentityPlugin(SECRET, ttl=60, confirm=lambda claims, _, refuse: claims["sub"] in known or refuse(None))
     plain.install(plugin)
     plain.get("/", callback=lambda: "hello")
     testapp = TestApp(plain)
@@ -643,7 +645,7 @@ def test_identity_is_confirmed_each_time(plain):
 
 
 def test_public_route_that_asks_for_identity_is_refused(plain):
-    plain.install(IdentityPlugin(SECRET, ttl=60, confirm=lambda claims, refuse: None))
+    plain.install(IdentityPlugin(SECRET, ttl=60, confirm=lambda *given: None))
     plain.get("/", callback=lambda identity: identity, public=True)
 
     with pytest.raises(PluginError):
@@ -669,10 +671,10 @@ def test_identity_remembers_no_more_than_some_tokens():
 
 
 def test_second_identity_plugin_with_the_keyword_is_refused(plain):
-    plain.install(IdentityPlugin(SECRET, ttl=60, confirm=lambda claims, refuse: None))
+    plain.install(IdentityPlugin(SECRET, ttl=60, confirm=lambda *given: None))
 
     with pytest.raises(PluginError):
-        plain.install(IdentityPlugin(SECRET, ttl=60, confirm=lambda claims, refuse: None))
+        plain.install(IdentityPlugin(SECRET, ttl=60, confirm=lambda *given: None))
 
 
 # ----------------------------------------------------------------------------------------------------------------------

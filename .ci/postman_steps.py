@@ -190,6 +190,7 @@ ACCOUNTS = [
     Step("Log in with an empty password", "POST /auth", (400, "password: "), {**ME, "password": ""}),
     Step("Log in as the other user", "POST /auth", dealer.LOGGED_IN, IVAN, keep=KEEP_OTHER),
     Step("Log in", "POST /auth", dealer.LOGGED_IN, ME, checks=LOG_IN_CHECKS, keep=KEEP_TOKEN),
+    Step("Who is logged in", "GET /account", dealer.ACCOUNT, gives={"username": ME["username"], "role": "editor"}),
     Step("Log in once too often", "POST /auth", dealer.TOO_MANY_ATTEMPTS, UNKNOWN, checks=LATER, before=GUESS),
 ]
 

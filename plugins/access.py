@@ -32,9 +32,10 @@ REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 class AccessPlugin(Wrapper):
     """Wrap the application: a request id in and out, common headers, and the access log."""
 
-    def __init__(self, trusted_proxy=None):
-        """Take the address of the proxy that is believed, ``*`` for any, or None."""
+    def __init__(self, trusted_proxy=None, observe=None):
+        """Take the address of the proxy that is believed, ``*`` for any, and ``observe(environ, status, seconds)``."""
         self.trusted_proxy = trusted_proxy
+        self.observe = observe
 
     def wsgi(self, environ, start_response):
         """Answer a request through the application, then log it."""
@@ -56,6 +57,9 @@ class AccessPlugin(Wrapper):
             return start_response(line, headers, exc_info)
 
         def finish():
+            seconds = time.perf_counter() - began
+            if self.observe:
+                self.observe(environ, status, seconds)
             if log.isEnabledFor(logging.INFO):
                 log.info(
                     "%s %s %s %s %s %.1fms %s",
@@ -64,7 +68,7 @@ class AccessPlugin(Wrapper):
                     environ["REQUEST_METHOD"],
                     path_of(environ),
                     status,
-                    (time.perf_counter() - began) * 1000,
+                    seconds * 1000,
                     request_id,
                 )
 

@@ -3,18 +3,23 @@
 Every route is protected unless it is declared public. A handler that names ``identity`` gets the token's subject, one
 that names ``tokens`` the plugin itself, to make tokens::
 
-    app.install(IdentityPlugin(secret, ttl=3600, confirm=lambda claims, refuse: claims["sub"] in users or refuse()))
+    def confirm(claims, changes, refuse):
+        if claims["sub"] not in users:
+            refuse(None)
+
+    app.install(IdentityPlugin(secret, 3600, confirm))
 
     @app.post("/auth", public=True)
     def log_in(tokens):
         return tokens.make("alice")
 
-    @app.get("/me")
-    def me(identity):
-        return identity
+    @app.delete("/me", readers=True)
+    def leave(identity):
+        users.remove(identity)
 
-`confirm` is given the claims of every valid token, so that an account that ended ends its tokens: it calls ``refuse``
-where there is none, at once or when a transaction begins. A ``session`` among the claims, which `make` puts there,
+`confirm` is given the claims of every valid token, so that an account that ended ends its tokens, and whether the route
+changes something: what is not declared for ``readers`` too. It calls ``refuse(account)`` where there is none (None), or
+one that may only read, at once or when a transaction begins. A ``session`` among the claims, which `make` puts there,
 tells the accounts apart that a subject had one after the other.
 """
 
@@ -26,11 +31,21 @@ import jwt
 from bottle import HTTPError, PluginError, request
 
 from plugins.bodies import MAX_INTEGER
+from plugins.storage import SAFE_METHODS
 
 log = logging.getLogger("dealer")
 
 SCHEMES = ("bearer", "jwt")  # the second is what clients of Flask-JWT send
 TEXTS, TIMES = ("sub", "session"), ("iat", "exp")
+
+
+class MayOnlyRead(Exception):
+    """The account is a reader's, and the route changes something."""
+
+
+def changes(route):
+    """Tell whether a route is closed to readers: what does not only read is, unless declared for ``readers`` too."""
+    return route.method not in SAFE_METHODS and not (route.config.get("public") or route.config.get("readers"))
 
 
 class IdentityPlugin:
@@ -40,7 +55,7 @@ class IdentityPlugin:
     api = 2
 
     def __init__(self, secret, ttl, confirm, keyword="identity"):
-        """Take the HMAC `secret`, the seconds `ttl` that a token lives and ``confirm(claims, refuse)``."""
+        """Take the HMAC `secret`, the seconds `ttl` that a token lives and ``confirm(claims, changes, refuse)``."""
         self.secret = secret
         self.ttl = ttl
         self.confirm = confirm
@@ -64,11 +79,12 @@ class IdentityPlugin:
             if inject:
                 raise PluginError(f"{route!r} is public and cannot ask for {self.keyword!r}.")
             return callback
+        closed = changes(route)
 
         @wraps(callback)
         def wrapper(*args, **kwargs):
             claims = self.identify(request.environ)
-            self.confirm(claims, partial(self.refuse, request.environ))
+            self.confirm(claims, closed, partial(self.refuse, request.environ))
             if inject:
                 kwargs[self.keyword] = claims["sub"]
             return callback(*args, **kwargs)
@@ -94,9 +110,9 @@ class IdentityPlugin:
         environ["identity"] = claims["sub"]
         return claims
 
-    def refuse(self, environ):
-        """Raise the 401 for a token whose account, or its session, is not there any more."""
-        raise self.invalid(environ, "account or session has ended")
+    def refuse(self, environ, account):
+        """Raise the 401 for a token whose account or session has ended, `MayOnlyRead` for one that is still there."""
+        raise MayOnlyRead if account else self.invalid(environ, "account or session has ended")
 
     def claims(self, environ):
         """Give the claims of the request's token, which is ours and has not expired: no database is asked.

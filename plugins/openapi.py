@@ -28,6 +28,7 @@ import msgspec
 from plugins import Plugin
 from plugins.answers import JSON, Answer
 from plugins.bodies import NOT_JSON, fields, tidy_named
+from plugins.identity import changes
 from plugins.uploads import CSV_TYPE, NEITHER, TOO_MANY, Upload
 
 DOCS = Path(__file__).with_name("swagger")
@@ -46,15 +47,16 @@ POLICY = (
 class OpenAPIPlugin(Plugin):
     """Describe the application it is installed in, to the handlers that ask for ``openapi``."""
 
-    def __init__(self, info, tags, path, common=(), hidden=()):
+    def __init__(self, info, tags, path, read_only, common=(), hidden=()):
         """Take the API's own description, the tag for each first step of a path, and what holds for every route.
 
-        That is the record whose fields the arguments of paths are, and `common` answers. Rules that are `hidden` are
-        left out.
+        That is the record whose fields the arguments of paths are, what readers are told where they may only read, and
+        `common` answers. Rules that are `hidden` are left out.
         """
         self.info = info
         self.tags = tags
         self.path = path
+        self.read_only = read_only
         self.common = common
         self.hidden = hidden
         self.lock = threading.Lock()
@@ -131,6 +133,8 @@ class OpenAPIPlugin(Plugin):
         """Describe every answer of a route, one entry a status, with an example of each."""
         answers = [*route.config["answers"], *self.common]
         is_upload = hasattr(body, "record")
+        if changes(route):
+            answers.append(self.read_only)
         if not route.config.get("public"):
             answers.append(Answer(401, {"Error": "Token is missing"}))
         if refusal := self.refusal(body, parameters):
