@@ -816,6 +816,18 @@ def test_history_of_all_goes_on_on_demand(stocked, clerk):
     expect(clerk.get_by_role("listitem")).to_have_count(2)
 
 
+def test_history_leads_back_to_what_was_shown(stocked, clerk):
+    clerk.goto("/#/?search=tesla&order_by=-max_speed")
+    expect(clerk.get_by_text("with “tesla”")).to_be_visible()
+    button(clerk, "History").click()
+    clerk.get_by_role("heading", name="History").wait_for()
+
+    button(clerk, "Back").click()
+
+    expect(clerk.get_by_label("Search")).to_have_value("tesla")
+    assert marks(clerk)[0] == "Tesla Roadster"
+
+
 def test_what_is_typed_outlives_a_look_at_the_history(garage, clerk):
     dialog = open_car(clerk, "BMW")
     dialog.get_by_label("Distance").fill("450")
@@ -894,6 +906,33 @@ def test_listing_that_failed_is_tried_again(garage, clerk, address):
 
     expect(clerk.get_by_text("BMW", exact=True)).to_be_visible()
     expect(alert).to_have_count(0)
+
+
+def test_start_that_failed_is_tried_again(page):
+    page.route("**/openapi.json", lambda route: route.abort("connectionfailed"))
+    page.reload()
+    expect(page.get_by_role("alert")).to_contain_text("The server cannot be reached.")
+    page.unroute("**/openapi.json")
+
+    button(page, "Try again").click()
+
+    expect(button(page, "Log in")).to_be_visible()
+
+
+def test_change_that_takes_long_is_sent_once(garage, clerk):
+    waiting = []
+    clerk.route(
+        "**/auto/*", lambda route: waiting.append(route) if route.request.method == "PATCH" else route.continue_()
+    )
+    dialog = open_car(clerk, "BMW")
+    dialog.get_by_label("Distance").fill("450")
+    button(dialog, "Save").dblclick()
+
+    expect(dialog.locator("form")).to_have_attribute("aria-busy", "true")
+    (route,) = waiting
+    route.continue_()
+
+    expect(clerk.get_by_role("status")).to_have_text("Auto updated")
 
 
 def test_slow_answer_is_said_to_be_loading(garage, clerk):

@@ -81,7 +81,7 @@ class Draft {
     this.find(".question").hidden = true;
     this.find(".fields").hidden = false;
     const save = this.reads ? [] : [["Save", null, "primary"]];
-    const history = this.car ? [["History", () => go("history", { mark: this.mark })]] : [];
+    const history = this.car ? [["History", () => go("history", { mark: this.mark }, { entered: true })]] : [];
     const remove = this.car && !this.reads ? [["Delete", () => this.ask(), "danger"]] : [];
     offer(this.form, ...save, ["Cancel", () => this.cancel()], ...history, ...remove);
   }

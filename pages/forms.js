@@ -22,10 +22,10 @@ export function addFields(form, fields, attributes = {}) {
   }));
 }
 
-/** Give what was typed as the API takes it: numbers as numbers, what is no number as null. */
+/** Give what was typed as the API keeps it: numbers as numbers, what is no number as null, text in NFC. */
 export function valuesOf(inputs) {
   return Object.fromEntries(Object.entries(inputs).map(([name, { type, value }]) => (
-    [name, type !== "number" ? value : value === "" ? null : Number(value)]
+    [name, type !== "number" ? value.normalize() : value === "" ? null : Number(value)]
   )));
 }
 

@@ -30,7 +30,7 @@ export async function showHistory(main, parameters) {
   };
   tell("");
   if (mark !== null) find("h1").textContent = `History of ${mark}`;
-  find("[name=stock]").addEventListener("click", () => go("", {}));
+  find("[name=back]").addEventListener("click", () => history.state?.entered ? history.back() : go(""));
   main.replaceChildren(node);
   find("h1").focus();
   await load();

@@ -83,7 +83,7 @@ function mount(main) {
   on("add", () => enter("car", ""));
   on("import", showImport);
   on("export", () => exportStock(here().parameters));
-  on("history", () => go("history"));
+  on("history", () => go("history", {}, { entered: true }));
   view.find("#search").addEventListener("input", () => {
     clearTimeout(typing);
     typing = setTimeout(seek, PAUSE);
