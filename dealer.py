@@ -866,7 +866,7 @@ def show_metrics(metrics, db):
 @routes.get("/openapi.json", public=True)
 def describe(openapi):
     """Describe this API (OpenAPI 3.1)."""
-    return openapi.document()
+    return openapi.document
 
 
 @routes.get(["/", "/pages/<name:re:[a-z]+[.](?:js|css|svg)>"], public=True)

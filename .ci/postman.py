@@ -81,7 +81,7 @@ def describe():
     with tempfile.TemporaryDirectory() as folder:
         app = dealer.create_app(dealer.Settings(database_url=f"sqlite:///{folder}/data.db"))
         try:
-            return next(plugin for plugin in app.plugins if isinstance(plugin, OpenAPIPlugin)).document()
+            return next(plugin for plugin in app.plugins if isinstance(plugin, OpenAPIPlugin)).document
         finally:
             app.close()
 

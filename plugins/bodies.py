@@ -74,7 +74,7 @@ def Text(length, refuse=(), stripped=False):
         return text
 
     others = "".join(f"(?!{re.escape(text)}$)" for text in refuse) + r"(?!\s|[\s\S]*\s$)" * stripped
-    return text_type(length, readable, {"pattern": f"^{others}(?!{BLANK.pattern}$){VISIBLE_ANYWHERE}"})
+    return text_type(length, readable, f"^{others}(?!{BLANK.pattern}$){VISIBLE_ANYWHERE}")
 
 
 def Password(length):
@@ -86,12 +86,12 @@ def Password(length):
             raise ValueError("must not hold NUL")
         return text
 
-    return text_type(length, without_nul, {"pattern": r"^[^\u0000]+$"})
+    return text_type(length, without_nul, r"^[^\u0000]+$")
 
 
-def text_type(length, clean, schema):
-    """Give a type of text for a `Record`, which keeps what ``clean(text)`` gives; `schema` says it in JSON Schema."""
-    schema = {"minLength": 1, "maxLength": length, **schema}
+def text_type(length, clean, pattern):
+    """Give a type of text for a `Record`, which keeps what ``clean(text)`` gives; `pattern` says it in JSON Schema."""
+    schema = {"minLength": 1, "maxLength": length, "pattern": pattern}
     return Annotated[str, Meta(extra_json_schema=schema, extra={"clean": clean})]
 
 
@@ -130,8 +130,14 @@ class Record(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
     @classmethod
     def receive(cls):
-        """Give what the JSON body holds, whatever it is."""
-        return read_json(cls.limit)
+        """Give what the JSON body holds, whatever it is; of a key that is repeated the last one counts."""
+        body = read_body(cls.limit)
+        if not JSON_TYPE.fullmatch(content_type()):
+            raise HTTPError(415, NOT_JSON)
+        try:
+            return decoder.decode(body.decode())
+        except (ValueError, RecursionError):
+            raise HTTPError(400, "body: must be JSON in UTF-8") from None
 
     @classmethod
     def build(cls, data, arguments):
@@ -153,19 +159,15 @@ class Record(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 def some_of(name, record, key):
-    """Give a record type like `record` in which all fields but `key` may be left out, though not all at once."""
-    optional = [
-        (field.name, field.type) if field.name == key else (field.name, field.type | msgspec.UnsetType, UNSET)
-        for field in fields(record).values()
-    ]
-
-    others = ", ".join(each for each in fields(record) if each != key)
+    """Give a record type like `record`, to which one of the fields besides `key` is enough."""
+    others = [each for each in fields(record) if each != key]
 
     def at_least_one(self):
         Record.__post_init__(self)
-        if len(given(self)) < 2:
-            raise ValueError(f"body: must have at least one of {others}")
+        if not given(self).keys() & others:
+            raise ValueError(f"body: must have at least one of {', '.join(others)}")
 
+    optional = [(field.name, field.type | msgspec.UnsetType, UNSET) for field in fields(record).values()]
     namespace = {"__post_init__": at_least_one}
     return msgspec.defstruct(name, optional, bases=(Record,), namespace=namespace, kw_only=True)
 
@@ -197,13 +199,9 @@ def integers(record):
 @cache
 def cleaners(record):
     """Give the function that tidies each text of a record, by field name."""
-    found = {}
-    for name, field in fields(record).items():
-        for part in (field.type, *get_args(field.type)):
-            for meta in getattr(part, "__metadata__", ()):
-                if meta.extra:
-                    found[name] = meta.extra["clean"]
-    return found
+    parts = [(name, part) for name, field in fields(record).items() for part in (field.type, *get_args(field.type))]
+    metas = [(name, meta) for name, part in parts for meta in getattr(part, "__metadata__", ())]
+    return {name: meta.extra["clean"] for name, meta in metas if meta.extra}
 
 
 def tidy_named(record, name, text):
@@ -254,10 +252,7 @@ class BodiesPlugin(Plugin):
 
     def apply(self, callback, route):
         """Wrap a callback that has a record among its arguments, or a path argument."""
-        annotations = route.get_undecorated_callback().__annotations__
-        body, kind = next(
-            ((name, kind) for name, kind in annotations.items() if hasattr(kind, "receive")), (None, None)
-        )
+        body, kind = body_of(route)
         arguments = [name for name in cleaners(self.path) if f"<{name}" in route.rule]
         if not kind and not arguments:
             return callback
@@ -275,6 +270,12 @@ class BodiesPlugin(Plugin):
             return callback(*args, **kwargs)
 
         return wrapper
+
+
+def body_of(route):
+    """Give the name and the type of the argument that holds the body, or None twice."""
+    annotations = route.get_undecorated_callback().__annotations__.items()
+    return next(((name, kind) for name, kind in annotations if hasattr(kind, "receive")), (None, None))
 
 
 def read_body(limit):
@@ -306,14 +307,3 @@ def read_body(limit):
 def content_type():
     """Give the media type of the body without its parameters, in lower case."""
     return request.content_type.partition(";")[0].strip()
-
-
-def read_json(limit):
-    """Give what the JSON body holds; of a key that is repeated the last one counts."""
-    body = read_body(limit)
-    if not JSON_TYPE.fullmatch(content_type()):
-        raise HTTPError(415, NOT_JSON)
-    try:
-        return decoder.decode(body.decode())
-    except (ValueError, RecursionError):
-        raise HTTPError(400, "body: must be JSON in UTF-8") from None

@@ -11,14 +11,13 @@ Parameters that a handler reads by itself are declared beside it, as ``parameter
 
     @app.get("/openapi.json", public=True)
     def describe(openapi):
-        return openapi.document()
+        return openapi.document
 
 The page for it, in the folder `DOCS`, is Swagger UI, whose files, in `ASSETS`, come from the package ``swagger-ui-py``.
 """
 
 import re
-import threading
-from functools import partial
+from functools import cached_property, partial
 from http import HTTPStatus
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,7 +26,7 @@ import msgspec
 
 from plugins import Plugin
 from plugins.answers import JSON, Answer
-from plugins.bodies import NOT_JSON, fields, tidy_named
+from plugins.bodies import NOT_JSON, body_of, fields, tidy_named
 from plugins.identity import changes
 from plugins.uploads import CSV_TYPE, NEITHER, TOO_MANY, Upload
 
@@ -59,8 +58,7 @@ class OpenAPIPlugin(Plugin):
         self.read_only = read_only
         self.common = common
         self.hidden = hidden
-        self.lock = threading.Lock()
-        self.made = None
+        self.schemas = {}
 
     def setup(self, app):
         """Remember the application."""
@@ -71,15 +69,9 @@ class OpenAPIPlugin(Plugin):
         """Hand the plugin to a callback that asks for it."""
         return partial(callback, openapi=self) if "openapi" in route.get_callback_args() else callback
 
+    @cached_property
     def document(self):
-        """Give the description (OpenAPI 3.1), as a dictionary; it is made when first asked for."""
-        with self.lock:
-            self.made = self.made or self.describe_all()
-        return self.made
-
-    def describe_all(self):
-        """Describe every route that declares its answers."""
-        self.schemas = {}
+        """The description (OpenAPI 3.1) of every route that declares its answers, as a dictionary."""
         paths = {}
         for route in self.app.routes:
             if "answers" in route.config and route.rule not in self.hidden:
@@ -94,7 +86,7 @@ class OpenAPIPlugin(Plugin):
         callback = route.get_undecorated_callback()
         blank = route.method in CHANGING
         arguments = re.findall(r"<(\w+)", route.rule)
-        body = next((kind for kind in callback.__annotations__.values() if hasattr(kind, "receive")), None)
+        _, body = body_of(route)
         parameters = [*(self.argument(name, blank) for name in arguments), *route.config.get("parameters", ())]
         operation = {
             "operationId": callback.__name__,
@@ -124,7 +116,7 @@ class OpenAPIPlugin(Plugin):
         schema = self.schema(body)
         full = self.schemas[body.__name__]
         if arguments:
-            required = [name for name in full["required"] if name not in arguments]
+            required = [name for name in full.get("required", ()) if name not in arguments]
             schema = {**full, "required": required, "minProperties": max(1, len(required))}
         example = {name: BLANK[each["type"]] for name, each in full["properties"].items()} if blank else body.example
         return {JSON: {"schema": schema, "example": {name: example[name] for name in example if name not in arguments}}}

@@ -19,7 +19,7 @@ import csv
 import io
 import re
 from contextlib import suppress
-from functools import cache, partial
+from functools import cache
 from itertools import islice
 
 import msgspec
@@ -63,42 +63,38 @@ class Upload:
 
     @classmethod
     def receive(cls):
-        """Give a function that reads the body; raises the 400, 413 or 415 of one that cannot be read."""
-        body = read_body(cls.limit)
-        kind = content_type()
-        if kind == CSV_TYPE:
-            return partial(cls.read_csv, body)
-        if JSON_TYPE.fullmatch(kind):
-            return partial(cls.read_json, body)
-        raise HTTPError(415, NEITHER)
+        """Give the body and its type; raises the 400, 413 or 415 of one that cannot be read."""
+        body, kind = read_body(cls.limit), content_type()
+        if kind != CSV_TYPE and not JSON_TYPE.fullmatch(kind):
+            raise HTTPError(415, NEITHER)
+        return body, kind
 
     @classmethod
-    def build(cls, read, arguments):
+    def build(cls, received, arguments):
         """Give the upload; raises `ValueError` for a body that has no lines or items, and the 413 for too many."""
+        body, kind = received
+        upload = cls("line" if kind == CSV_TYPE else "item")
         try:
-            return read()
+            (upload.read_csv if kind == CSV_TYPE else upload.read_json)(body)
         except UnicodeDecodeError:
             raise ValueError("body: must be UTF-8") from None
+        return upload
 
-    @classmethod
-    def read_json(cls, body):
-        """Give the upload that a JSON array makes."""
-        upload = cls("item")
-        if body.count(b"{") <= cls.most:  # else there are too many, or one is wrong
+    def read_json(self, body):
+        """Add what a JSON array holds."""
+        if body.count(b"{") <= self.most:  # else there are too many, or one is wrong
             with suppress(ValueError, msgspec.DecodeError):
-                records = msgspec.json.decode(body, type=array(cls.record))
-                return upload.add_all(range(1, len(records) + 1), records)
-        return upload.add_each(json_items(body))
+                records = msgspec.json.decode(body, type=array(self.record))
+                return self.add_all(range(1, len(records) + 1), records)
+        self.add_each(json_items(body))
 
-    @classmethod
-    def read_csv(cls, body):
-        """Give the upload that CSV makes."""
-        upload = cls("line")
-        lines = dict(islice(csv_lines(body, cls.record), cls.most + 1))
-        if len(lines) <= cls.most:
+    def read_csv(self, body):
+        """Add what CSV holds."""
+        lines = dict(islice(csv_lines(body, self.record), self.most + 1))
+        if len(lines) <= self.most:
             with suppress(ValueError, msgspec.DecodeError):
-                return upload.add_all(lines, msgspec.convert([*lines.values()], array(cls.record)))
-        return upload.add_each(lines.items())
+                return self.add_all(lines, msgspec.convert([*lines.values()], array(self.record)))
+        self.add_each(lines.items())
 
     def add_all(self, places, records):
         """Add all records at once; raises `ValueError` where a text is not right, or a key is there twice."""
@@ -109,7 +105,6 @@ class Upload:
                 row[name] = cleaned[row[name]]
         right = {row[self.key]: row for row in rows}
         self.right, self.places = right, dict(zip(right, places, strict=True))
-        return self
 
     def add_each(self, rows):
         """Add rows one by one, given as place and values, or what is wrong with each; raises the 413 for too many."""
@@ -120,7 +115,6 @@ class Upload:
                 self.add(place, values)
             except ValueError as error:
                 self.errors[place] = str(error)
-        return self
 
     def add(self, place, values):
         """Add a row; raises `ValueError`."""
