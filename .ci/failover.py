@@ -41,8 +41,8 @@ def served_again(clients, seconds=60):
 def main(failures):
     """Let the leader fail once for each word, and compare what is stored with what the clients were told."""
     with ExitStack() as stack:
-        stack.callback(cluster, "stop")
         url = cluster("start")
+        stack.callback(cluster, "stop")
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         sites = [Site(url, folder) for _ in range(2)]
         for site in sites:
@@ -67,4 +67,5 @@ def main(failures):
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended"))
     main(sys.argv[1:] or ["kill", "freeze"])

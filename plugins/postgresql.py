@@ -27,7 +27,7 @@ CONNECT = 2  # seconds for one address; psycopg takes no less
 STAGGER = 0.3  # seconds that a server is ahead of the next one (RFC 8305, "Happy Eyeballs")
 REACH = 4  # seconds for all servers, whatever their names stand for
 PAUSE = 1  # seconds after a failure in which no server is asked: what would connect fails at once
-SILENCE = 6.5  # seconds for a statement: longer than a server that lives lets it take
+SILENCE = 4.5  # seconds for a statement: longer than a server that lives lets it take
 
 
 class Patience(threading.local):
@@ -45,7 +45,7 @@ class Connection(psycopg.Connection):
     def wait(self, generator, interval=0.1, timeout=inf):
         """Do all the waiting of psycopg, but that for the connection itself: once for a statement, or for its rows."""
         try:
-            return super().wait(generator, interval, min(timeout, SILENCE, patience.end - monotonic()))
+            return super().wait(generator, interval, min(timeout, SILENCE, max(0.1, patience.end - monotonic())))
         except psycopg.OperationalError:
             if self.pgconn.transaction_status == TransactionStatus.ACTIVE:
                 self.close()

@@ -68,7 +68,7 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import GenericFunction
 
 from plugins import Parts, Plugin
-from plugins.postgresql import Servers, patience
+from plugins.postgresql import SILENCE, Servers, patience
 
 log = logging.getLogger("dealer")
 
@@ -77,11 +77,10 @@ SHAPES = 512  # statements that a table keeps compiled
 ONE = literal_column("1")
 LOCK = 1908  # PostgreSQL's advisory lock behind `Database.line_up`
 LOCK_SECONDS = 4  # requests that queue for a thread meanwhile must still be answered within ten
-WORK_SECONDS = 4.5  # how long a transaction waits for a PostgreSQL that is silent, unless it has many rows
 POOL = {"max_overflow": 0, "pool_timeout": LOCK_SECONDS, "hide_parameters": True}  # they must not reach the log
 SQLITE = {"connect_args": {"timeout": LOCK_SECONDS, "isolation_level": None, "check_same_thread": False}}
 POSTGRES = {"paramstyle": "format"}
-TIMEOUTS = f"-c lock_timeout={LOCK_SECONDS}s -c statement_timeout=6s"
+TIMEOUTS = f"-c lock_timeout={LOCK_SECONDS}s -c statement_timeout={LOCK_SECONDS}s"
 PART = 1000  # rows in one statement for PostgreSQL, which answers each in time however long an upload takes
 READ_ONLY = ("25006", "0A000")  # what is said to a change by a server that was demoted, and by a standby
 FAILURES = (exc.SQLAlchemyError, sqlite3.Error, psycopg.Error)
@@ -150,7 +149,7 @@ class Database(dataset.Database):
         if state.writing is None:
             raise RuntimeError("Statements belong into reading() or writing()")
         state.settled = True
-        patience.end = monotonic() + WORK_SECONDS
+        patience.end = monotonic() + SILENCE  # in all; what has many rows lifts that
         try:
             connection = self.engine.raw_connection()
         except self.dbapi.Error as error:
@@ -395,10 +394,10 @@ class Table(dataset.Table):
             statement = self._compiled(self._insert, None, names, *conflict)
             self.db.driver.executemany(statement.sql, ([row.get(name) for name in names] for row in rows))
             return
+        patience.end = inf
         for first in range(0, len(rows), PART):
             part = msgspec.json.encode(rows[first : first + PART]).decode()
             self._compiled(self._insert_all, None, names, *conflict)([part])
-            patience.end = inf
 
     def _query(self, clauses, _limit=None, _offset=0, order_by=(), _columns=(), _after=(), _locked=False, **filters):
         """Give the shape of a query, and its values."""
