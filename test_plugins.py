@@ -317,7 +317,7 @@ def test_storage_lets_nobody_write_who_reads(storing, database):
     def write_in_a_request_that_reads(db):
         write_note(db)
 
-    TestApp(storing).get("/", status=503)
+    TestApp(storing).get("/", status=500)
 
     assert notes(database) == []
 
