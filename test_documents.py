@@ -489,6 +489,16 @@ def test_readme_has_every_setting_with_its_default():
         assert shown[field.name.upper()] == field.metadata["shown"]
 
 
+def test_readme_asks_for_metrics_that_there_are(make_app):
+    told = TestApp(make_app(metrics="on")).get("/metrics", status=200).text
+    asked = set(re.findall(r"\b(?:http|requests|database|failed)_\w+", section("## Running it for a dealer")))
+
+    assert len(asked) == 6
+    assert {
+        name for name in asked if f"# TYPE {name.removesuffix('_total').removesuffix('_bucket')}" not in told
+    } == set()
+
+
 def test_backup_is_restored_as_readme_says(tmp_path, account):
     store, token = sqlite_store(tmp_path), {"Authorization": f"Bearer {account.token}"}
     with open_app(store) as app:
