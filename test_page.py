@@ -8,7 +8,6 @@ import csv
 import os
 import re
 import shutil
-import subprocess
 import sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,12 +23,8 @@ from conftest import (
     OTHER_CAR,
     PASSWORD,
     SAMPLES,
-    SECRET,
     USERNAME,
-    Server,
     at,
-    environment,
-    free_port,
     length,
     sqlite_store,
 )
@@ -219,17 +214,13 @@ def test_name_that_is_taken_is_told(page):
     expect(page.get_by_role("alert")).to_have_text("User already exists")
 
 
-def test_account_cannot_be_created_while_registration_is_closed(page):
-    def close(route):
-        description = route.fetch().json()
-        del description["paths"]["/register"]
-        route.fulfill(json=description)
+def test_account_cannot_be_created_while_registration_is_closed(browser, launch, tmp_path, width):
+    closed = launch(f"sqlite:///{tmp_path}/closed.db", REGISTRATION="closed")
+    with visit(browser, closed, width) as page:
+        page.goto("/")
 
-    page.route("**/openapi.json", close)
-    page.reload()
-
-    expect(button(page, "Log in")).to_be_visible()
-    expect(button(page, "Create account")).to_have_count(0)
+        expect(button(page, "Log in")).to_be_visible()
+        expect(button(page, "Create account")).to_have_count(0)
 
 
 def test_reload_stays_logged_in_and_new_tab_asks_again(page):
@@ -664,19 +655,30 @@ def test_every_mark_is_shown_as_it_is_and_can_be_changed(browser, server):
         assert page.locator("img[src=x]").count() == 0
 
 
-def test_reader_sees_nothing_that_changes(garage, page):
-    page.route("**/account", lambda route: route.fulfill(json={"username": USERNAME, "role": "reader"}))
-    enter(page, garage)
+def test_reader_sees_nothing_that_changes(garage, database, clerk):
+    database.execute("UPDATE users SET role = 'reader'")
+    clerk.reload()
 
-    assert marks(page) == ["BMW"]
-    dialog = open_car(page, "BMW")
+    assert marks(clerk) == ["BMW"]
+    dialog = open_car(clerk, "BMW")
     assert dialog.get_by_role("button").all_inner_texts() == ["Cancel", "History"]
     for label in LABELS.values():
         expect(dialog.get_by_label(label)).not_to_be_editable()
-    page.keyboard.press("Escape")
+    clerk.keyboard.press("Escape")
     for name in ("Add car", "Save", "Delete", "Import"):
-        expect(button(page, name)).to_have_count(0)
-    expect(button(page, "Export")).to_be_visible()
+        expect(button(clerk, name)).to_have_count(0)
+    for name in ("Export", "History"):
+        expect(button(clerk, name)).to_be_visible()
+
+
+def test_editor_who_became_a_reader_is_told(garage, database, clerk):
+    dialog = open_car(clerk, "BMW")
+    dialog.get_by_label("Distance").fill("450")
+    database.execute("UPDATE users SET role = 'reader'")
+    button(dialog, "Save").click()
+
+    expect(dialog.get_by_role("alert")).to_have_text("This account may only read")
+    expect(dialog.get_by_label("Distance")).to_have_value("450")
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -1163,7 +1165,7 @@ def test_clerks_day_by_the_keyboard_alone(stocked, page, tmp_path):
 # ----------------------------------------------------------------------------------------------------------------------
 
 
-def test_new_field_needs_no_change_of_the_page(browser, tmp_path):
+def test_new_field_needs_no_change_of_the_page(browser, launch, tmp_path):
     """The program with one more field of `Car`, and the page as it is."""
     program = (HERE / "dealer.py").read_text()
     program = program.replace("    stock: Text(255)\n", "    stock: Text(255)\n    doors: Number\n", 1)
@@ -1171,38 +1173,30 @@ def test_new_field_needs_no_change_of_the_page(browser, tmp_path):
     (tmp_path / "dealer.py").write_text(program)
     for folder in ("plugins", "pages"):
         shutil.copytree(HERE / folder, tmp_path / folder)
-    port = free_port()
-    env = environment(DATABASE_URL=f"sqlite:///{tmp_path}/garage.db", JWT_SECRET=SECRET)
-    command = [sys.executable, tmp_path / "dealer.py", "--port", str(port)]
-    process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-    try:
-        process.stdout.readline()  # it listens
-        with visit(browser, Server(process, port), 1280) as page:
-            page.goto("/")
-            page.get_by_label("Username").fill("bob")
-            page.get_by_label("Password").fill("secret")
-            button(page, "Create account").click()
-            button(page, "Add car").click()
-            page.get_by_label("Doors").fill("-3")
-            add(page, "BMW")
-            expect(page.get_by_role("alert")).to_contain_text("doors: ")
-            page.get_by_label("Doors").fill("3")
-            button(page, "Save").click()
-            expect(page.get_by_role("columnheader", name="Doors")).to_be_visible()
-            assert page.locator("tbody td").last.inner_text() == "3"
-            import_file(page, f"{HEADER},doors\nAudi,1,2,h,s,5\n")
-            expect(page.get_by_role("status")).to_have_text("1 autos created")
-            with page.expect_download() as download:
-                button(page, "Export").click()
-            assert Path(download.value.path()).read_text().splitlines()[1] == "Audi,1,2,h,s,5"
-            open_car(page, "BMW").get_by_label("Doors").fill("4")
-            button(page, "Save").click()
-            expect(page.get_by_role("status")).to_have_text("Auto updated")
-            button(page, "History").click()
-            assert entries(page)[0] == ("bob updated BMW", "Doors\t3\t4")
-    finally:
-        process.terminate()
-        process.communicate()
+    garage = launch(f"sqlite:///{tmp_path}/garage.db", command=(sys.executable, str(tmp_path / "dealer.py")))
+    with visit(browser, garage, 1280) as page:
+        page.goto("/")
+        page.get_by_label("Username").fill("bob")
+        page.get_by_label("Password").fill("secret")
+        button(page, "Create account").click()
+        button(page, "Add car").click()
+        page.get_by_label("Doors").fill("-3")
+        add(page, "BMW")
+        expect(page.get_by_role("alert")).to_contain_text("doors: ")
+        page.get_by_label("Doors").fill("3")
+        button(page, "Save").click()
+        expect(page.get_by_role("columnheader", name="Doors")).to_be_visible()
+        assert page.locator("tbody td").last.inner_text() == "3"
+        import_file(page, f"{HEADER},doors\nAudi,1,2,h,s,5\n")
+        expect(page.get_by_role("status")).to_have_text("1 autos created")
+        with page.expect_download() as download:
+            button(page, "Export").click()
+        assert Path(download.value.path()).read_text().splitlines()[1] == "Audi,1,2,h,s,5"
+        open_car(page, "BMW").get_by_label("Doors").fill("4")
+        button(page, "Save").click()
+        expect(page.get_by_role("status")).to_have_text("Auto updated")
+        button(page, "History").click()
+        assert entries(page)[0] == ("bob updated BMW", "Doors\t3\t4")
 
 
 @pytest.mark.skipif("PICTURE" not in os.environ, reason="takes README's picture where PICTURE says")

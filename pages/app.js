@@ -26,7 +26,7 @@ async function start() {
 async function route(reason) {
   if (!session.token) return showLogIn(reason);
   try {
-    session.account ??= (await call("GET", "account").catch(whileRolesAreMissing)).data;
+    session.account ??= (await call("GET", "account")).data;
   } catch (refusal) {
     return session.token && warn(refusal.message, route);
   }
@@ -86,7 +86,5 @@ function showPassword() {
   offer(form, ["Change password", null, "primary"], ["Cancel", () => dialog.close()]);
   open(dialog);
 }
-
-const whileRolesAreMissing = () => ({ data: { username: JSON.parse(atob(session.token.split(".")[1])).sub } });
 
 start();
