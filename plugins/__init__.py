@@ -17,14 +17,16 @@ waitress serves the application.
 """
 
 from contextlib import ExitStack
+from functools import partial
 
 from bottle import PluginError
 
 
 class Plugin:
-    """What every plugin has in common: an application takes one of a kind; callbacks are left as they are."""
+    """What every plugin has in common: an application takes one of a kind, and handlers may ask for it by `keyword`."""
 
     api = 2
+    keyword = None
 
     def setup(self, app):
         """Raise `PluginError` where another one of this kind is installed."""
@@ -32,8 +34,8 @@ class Plugin:
             raise PluginError(f"Another {type(self).__name__} is already installed.")
 
     def apply(self, callback, route):
-        """Give what answers in place of a callback."""
-        return callback
+        """Hand the plugin to a callback that has the keyword among its arguments; leave any other as it is."""
+        return partial(callback, **{self.keyword: self}) if self.keyword in route.get_callback_args() else callback
 
 
 class Wrapper(Plugin):

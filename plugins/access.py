@@ -61,16 +61,9 @@ class AccessPlugin(Wrapper):
             if self.observe:
                 self.observe(environ, status, seconds)
             if log.isEnabledFor(logging.INFO):
-                log.info(
-                    "%s %s %s %s %s %.1fms %s",
-                    environ.get("REMOTE_ADDR", "-"),
-                    quote(environ.get("identity", "-"), safe="@"),
-                    environ["REQUEST_METHOD"],
-                    path_of(environ),
-                    status,
-                    seconds * 1000,
-                    request_id,
-                )
+                who = environ.get("REMOTE_ADDR", "-"), quote(environ.get("identity", "-"), safe="@")
+                what = environ["REQUEST_METHOD"], path_of(environ), status
+                log.info("%s %s %s %s %s %.1fms %s", *who, *what, seconds * 1000, request_id)
 
         body = self.wrapped(environ, start)
         if isinstance(body, list):

@@ -30,6 +30,7 @@ from functools import lru_cache, partial, wraps
 import jwt
 from bottle import HTTPError, PluginError, request
 
+from plugins import Plugin
 from plugins.bodies import MAX_INTEGER
 from plugins.storage import SAFE_METHODS
 
@@ -48,36 +49,25 @@ def changes(route):
     return route.method not in SAFE_METHODS and not (route.config.get("public") or route.config.get("readers"))
 
 
-class IdentityPlugin:
+class IdentityPlugin(Plugin):
     """Check the token of every request to a protected route, and inject the identity where it is asked for."""
 
-    name = "identity"
-    api = 2
+    keyword = "tokens"
 
-    def __init__(self, secret, ttl, confirm, keyword="identity"):
+    def __init__(self, secret, ttl, confirm):
         """Take the HMAC `secret`, the seconds `ttl` that a token lives and ``confirm(claims, changes, refuse)``."""
         self.secret = secret
         self.ttl = ttl
         self.confirm = confirm
-        self.keyword = keyword
         # That a signature is right never changes, whatever else does: expiry and account are looked at each time.
         self.verified = lru_cache(maxsize=1024)(self.verify)
 
-    def setup(self, app):
-        """Refuse a second plugin with the same keyword."""
-        for other in app.plugins:
-            if isinstance(other, IdentityPlugin) and other.keyword == self.keyword:
-                raise PluginError(f"Another identity plugin has the keyword {self.keyword!r}.")
-
     def apply(self, callback, route):
         """Wrap a callback so that it runs for a confirmed identity only; a public one runs for anybody."""
-        arguments = route.get_callback_args()
-        inject = self.keyword in arguments
-        if "tokens" in arguments:
-            callback = partial(callback, tokens=self)
+        callback, inject = super().apply(callback, route), "identity" in route.get_callback_args()
         if route.config.get("public"):
             if inject:
-                raise PluginError(f"{route!r} is public and cannot ask for {self.keyword!r}.")
+                raise PluginError(f"{route!r} is public and cannot ask for the identity.")
             return callback
         closed = changes(route)
 
@@ -86,14 +76,10 @@ class IdentityPlugin:
             claims = self.identify(request.environ)
             self.confirm(claims, closed, partial(self.refuse, request.environ))
             if inject:
-                kwargs[self.keyword] = claims["sub"]
+                kwargs["identity"] = claims["sub"]
             return callback(*args, **kwargs)
 
         return wrapper
-
-    def close(self):
-        """Forget the tokens that were verified."""
-        self.verified.cache_clear()
 
     def make(self, subject, session=""):
         """Make a signed token for a session of `subject`, both texts; it lives ``ttl`` seconds."""

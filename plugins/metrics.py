@@ -27,6 +27,8 @@ METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 class MetricsPlugin(Plugin):
     """Count the requests that `observe` is told of, and inject itself into handlers that ask for ``metrics``."""
 
+    keyword = "metrics"
+
     def __init__(self):
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
@@ -39,10 +41,6 @@ class MetricsPlugin(Plugin):
         self.connections = gauge("database_connections", "Connections to the database in use")
         self.most_connections = gauge("database_connections_max", "Connections to the database that there may be")
         self.series = cache(self.find_series)  # there are as many as routes have methods and statuses
-
-    def apply(self, callback, route):
-        """Hand the plugin to a callback that asks for it."""
-        return partial(callback, metrics=self) if "metrics" in route.get_callback_args() else callback
 
     def find_series(self, method, route, status):
         """Give the counter and the histogram of some requests."""

@@ -17,7 +17,7 @@ The page for it, in the folder `DOCS`, is Swagger UI, whose files, in `ASSETS`, 
 """
 
 import re
-from functools import cached_property, partial
+from functools import cached_property
 from http import HTTPStatus
 from importlib.util import find_spec
 from pathlib import Path
@@ -46,6 +46,8 @@ POLICY = (
 class OpenAPIPlugin(Plugin):
     """Describe the application it is installed in, to the handlers that ask for ``openapi``."""
 
+    keyword = "openapi"
+
     def __init__(self, info, tags, path, read_only, common=(), hidden=()):
         """Take the API's own description, the tag for each first step of a path, and what holds for every route.
 
@@ -64,10 +66,6 @@ class OpenAPIPlugin(Plugin):
         """Remember the application."""
         super().setup(app)
         self.app = app
-
-    def apply(self, callback, route):
-        """Hand the plugin to a callback that asks for it."""
-        return partial(callback, openapi=self) if "openapi" in route.get_callback_args() else callback
 
     @cached_property
     def document(self):
