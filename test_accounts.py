@@ -1,5 +1,6 @@
 """Accounts that end, guessing, and accounts at the console."""
 
+import getpass
 import io
 import json
 import os
@@ -7,10 +8,12 @@ import subprocess
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from urllib.parse import quote
 
 import argon2
 import pytest
 
+import dealer
 from conftest import (
     CAR,
     CREDENTIALS,
@@ -21,17 +24,21 @@ from conftest import (
     TYPED,
     USERNAME,
     WRONG,
+    Connection,
     TestApp,
     assert_error,
     assert_json,
     assert_refusal,
     environment,
     length,
+    request_bytes,
     run,
     send,
     sqlite_store,
     statuses,
+    table,
 )
+from plugins.identity import changes
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Registration
@@ -184,6 +191,88 @@ def test_older_hash_that_was_replaced_meanwhile_is_not_renewed(registered, datab
     registered.post_json("/auth", CREDENTIALS, status="*")
 
     assert [row["password"] for row in database.query("SELECT * FROM users")] == ["that of somebody quicker"]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Roles
+# ----------------------------------------------------------------------------------------------------------------------
+
+CLOSED = sorted(
+    (route.method, route.rule.replace(dealer.MARK, "BMW")) for route in dealer.routes.routes if changes(route)
+)
+BODIES = table(
+    (json.dumps(CAR), "application/json"),
+    (b"", "application/json"),
+    (b"{", "application/json"),
+    (b"x", "text/plain"),
+    (b"x" * (1 << 21), "application/json"),
+)
+
+
+@pytest.fixture
+def reader(bmw, database):
+    """A client that may only read, of a server with one car; after the test nothing may have changed."""
+    database.execute("UPDATE users SET role = 'reader'")
+    before = database.contents()
+    yield bmw
+    assert database.contents() == before
+
+
+def test_what_changes_cars_is_closed_to_readers():
+    assert {path for _, path in CLOSED} == {"/auto/BMW", "/stock"}
+    assert {method for method, _ in CLOSED} == {"POST", "PUT", "PATCH", "DELETE"}
+
+
+@pytest.mark.parametrize(("method", "path"), CLOSED)
+@pytest.mark.parametrize(("body", "content_type"), BODIES)
+@pytest.mark.parametrize("overriding", [False, True])
+def test_reader_changes_nothing_whatever_is_sent(reader, method, path, body, content_type, overriding):
+    headers = {"X-HTTP-Method-Override": method} if overriding and method != "POST" else {}
+
+    answer = send(reader, "POST" if headers else method, path, body, content_type, **headers)
+
+    assert_error(answer, 403, "This account may only read")
+
+
+@pytest.mark.parametrize("path", ["/auto/Audi", "/auto/%00", "/auto/" + "x" * 256])
+def test_reader_is_refused_before_the_mark_is_looked_at(reader, path):
+    assert_error(reader.delete(path, status=403), 403, "This account may only read")
+
+
+@pytest.mark.parametrize("path", ["/auto/BMW", "/stock", "/history", "/history/BMW", "/account"])
+def test_reader_reads(reader, path):
+    reader.get(path, status=200)
+
+
+@ending
+def test_reader_ends_its_own_account(client, database, method, path, body):
+    database.execute("UPDATE users SET role = 'reader'")
+
+    assert end(client, method, path, body).status_int == 202
+
+
+@pytest.mark.parametrize(("registration", "role"), [("open", "editor"), ("readers", "reader")])
+def test_who_registers_has_the_role_of_the_settings(make_app, registration, role):
+    testapp = TestApp(make_app(registration=registration))
+    testapp.post_json("/register", CREDENTIALS, status=201)
+    testapp.authorization = ("Bearer", testapp.post_json("/auth", CREDENTIALS).json["access_token"])
+
+    assert_json(testapp.get("/account"), 200, {"username": USERNAME, "role": role})
+    testapp.post_json("/auto/BMW", CAR, status=201 if role == "editor" else 403)
+
+
+def test_editor_made_a_reader_during_an_upload_stores_nothing(server, database):
+    body = json.dumps([{"mark": f"BMW {number}", **CAR} for number in range(1000)]).encode()
+    sent = request_bytes("POST", "/stock", body, server.token, Content_Type="application/json")
+    with Connection(server.port) as connection:
+        connection.send(sent[:-1000])
+        child = run("role", USERNAME, "reader", DATABASE_URL=database.url)
+        connection.send(sent[-1000:])
+        answer = connection.answer()
+
+    assert child.returncode == 0
+    assert (answer.status, json.loads(answer.body)) == (403, {"Error": "This account may only read"})
+    assert database.query("SELECT * FROM autos") == []
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -588,3 +677,66 @@ def test_request_whose_account_ended_on_the_way_changes_nothing(bmw, database, m
 
     assert_error(answer, 401, "Token is invalid or expired")
     assert database.contents() == before | {"users": []}
+
+
+CONSOLE = table(
+    ("passwd, a new one", ["passwd", USERNAME], "sesame\n", 0, f"Password changed: {USERNAME}\n"),
+    ("role", ["role", USERNAME, "reader"], "", 0, f"Role changed to reader: {USERNAME}\n"),
+    ("deluser", ["deluser", USERNAME], "", 0, f"User deleted: {USERNAME}\n"),
+    ("adduser, a reader", ["adduser", "e\u0301 x", "--role", "reader"], "sesame\n", 0, "User created: \xe9 x\n"),
+    ("adduser, like an option", ["adduser", "--", "-x"], "sesame\n", 0, "User created: -x\n"),
+    ("passwd, too short", ["passwd", USERNAME], "abc\n", 1, "password"),
+    ("passwd, unknown", ["passwd", "nobody"], "sesame\n", 1, "No user has that name"),
+    ("role, unknown user", ["role", "nobody", "reader"], "", 1, "No user has that name"),
+    ("role, unknown role", ["role", USERNAME, "owner"], "", 1, "role"),
+    ("adduser, unknown role", ["adduser", "bob", "--role", "owner"], "sesame\n", 1, "role"),
+    ("deluser, unknown", ["deluser", "nobody"], "", 1, "No user has that name"),
+    ("deluser, no name", ["deluser", "a\tb"], "", 1, "username"),
+)
+
+
+@pytest.mark.parametrize(("what", "arguments", "text", "code", "said"), CONSOLE)
+def test_command_says_what_it_did_and_logs_it(client, database, what, arguments, text, code, said):
+    before = database.contents()
+
+    child = run(*arguments, text=text, DATABASE_URL=database.url, PASSWORD_MIN="6")
+
+    if code:
+        assert_refusal(child, code, said)
+        assert database.contents() == before
+    else:
+        assert (child.returncode, child.stdout) == (0, said)
+        act, _, name = said.strip().partition(": ")
+        line = f" INFO {act} by {getpass.getuser()} at the console: {quote(name, safe='@')}\n"
+        assert child.stderr.count("\n") == 1
+        assert child.stderr.endswith(line)
+        assert database.contents() != before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text", "status"),
+    [
+        (["passwd", USERNAME], "sesame\n", 401),
+        (["role", USERNAME, "reader"], "", 403),
+        (["deluser", USERNAME], "", 401),
+    ],
+)
+def test_command_holds_in_every_process_at_the_next_request(server, lasting_app, database, arguments, text, status):
+    testapp = TestApp(lasting_app)
+    testapp.authorization = ("Bearer", server.token)
+    before = [testapp.get("/stock", status="*"), server.request("GET", "/stock")]
+
+    child = run(*arguments, text=text, DATABASE_URL=database.url)
+
+    after = [testapp.delete("/auto/BMW", status="*"), server.request("DELETE", "/auto/BMW")]
+    assert (child.returncode, statuses(before), statuses(after)) == (0, [400, 400], [status, status])
+
+
+def test_users_are_a_line_each_for_people_and_programs(database, account):
+    database.insert("users", {**account.row, "username": "two words", "role": "reader"})
+    database.insert("users", account.row)
+
+    child = run("users", DATABASE_URL=database.url)
+
+    assert (child.returncode, child.stderr) == (0, "")
+    assert child.stdout.splitlines() == sorted([f"{USERNAME}\teditor", "two words\treader"])

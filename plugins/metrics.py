@@ -13,9 +13,10 @@ Requests are counted by method, route as declared, and status, and their seconds
 value that a client chose. Names are as https://prometheus.io/docs/practices/naming asks for.
 """
 
+from contextlib import suppress
 from functools import cache, partial
 
-from bottle import response
+from bottle import HTTPError, response
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 
@@ -42,15 +43,23 @@ class MetricsPlugin(Plugin):
         self.most_connections = gauge("database_connections_max", "Connections to the database that there may be")
         self.series = cache(self.find_series)  # there are as many as routes have methods and statuses
 
+    def setup(self, app):
+        """Keep the application, which knows the routes."""
+        super().setup(app)
+        self.app = app
+
     def find_series(self, method, route, status):
         """Give the counter and the histogram of some requests."""
         return self.requests.labels(method, route, status), self.seconds.labels(method, route)
 
     def observe(self, environ, status, seconds):
-        """Count a request that was answered, also one that no route was found for."""
+        """Count a request that was answered, also one that was refused before its route was looked for, or has none."""
         method, route = environ["REQUEST_METHOD"], environ.get("bottle.route")
-        method = method if method in METHODS else "other"
-        requests, histogram = self.series(method, route.rule if route else "none", status)
+        with suppress(HTTPError):
+            route = route or self.app.match(environ)[0]
+        requests, histogram = self.series(
+            method if method in METHODS else "other", route.rule if route else "none", status
+        )
         requests.inc()
         histogram.observe(seconds)
 
