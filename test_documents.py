@@ -489,6 +489,14 @@ def test_readme_has_every_setting_with_its_default():
         assert shown[field.name.upper()] == field.metadata["shown"]
 
 
+@pytest.mark.parametrize("work", ["one car read", "stock of 1,000 listed", "one car updated"])
+def test_readme_quotes_the_benchmark_that_is_shown(work):
+    results = (HERE / "benchmarks" / "RESULTS.md").read_text()
+    ratio = float(re.search(rf"^\| {work}, .*?\*\*([\d.]+)\*\*", results, re.MULTILINE)[1])
+
+    assert f" {ratio:.1f} times" in " ".join(section("## How fast, how sturdy").split())
+
+
 def test_readme_asks_for_metrics_that_there_are(make_app):
     told = TestApp(make_app(metrics="on")).get("/metrics", status=200).text
     asked = set(re.findall(r"\b(?:http|requests|database|failed)_\w+", section("## Running it for a dealer")))
