@@ -34,7 +34,7 @@ from harness import (
 )
 
 MILLION = 1_000_000
-UPLOAD = 100_000
+UPLOAD = 50_000  # the most that one may hold
 ORDERS = ("mark", "-max_speed")
 
 
