@@ -595,13 +595,16 @@ def server(lasting_server, database, account):
     return lasting_server._replace(token=account.token)
 
 
+CHROMIUM = ["--no-sandbox", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+
+
 @pytest.fixture(scope="module")
 def browser():
     """Chromium, as Debian has it; where there is none its tests are skipped."""
     sync_api = pytest.importorskip("playwright.sync_api", reason="needs Playwright (.ci/requirements.txt)")
     chromium = shutil.which("chromium") or pytest.skip("needs Chromium (apt-get install chromium)")
     with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(executable_path=chromium, args=CHROMIUM)
         yield browser
         browser.close()
 
