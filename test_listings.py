@@ -4,10 +4,12 @@ import csv
 import io
 import json
 import re
+from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import urlencode
 
 import pytest
 
+import dealer
 from conftest import (
     CAR,
     COMPARISONS,
@@ -17,6 +19,7 @@ from conftest import (
     FILTERS,
     HEADER,
     ODD_CARS,
+    OTHER_CAR,
     SAMPLES,
     SOUGHT,
     TestApp,
@@ -31,6 +34,8 @@ from conftest import (
     send,
     table,
 )
+from plugins.listings import Listing
+from plugins.storage import StoragePlugin, Table
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Filters, order and pages
@@ -389,3 +394,24 @@ def test_page_in_any_order_needs_no_sorting(lasting_app, database, name, directi
 
     assert plan
     assert not re.search("TEMP B-TREE|Sort", str(plan)), plan
+
+
+def test_stock_is_kept_while_nothing_changes(bmw, monkeypatch):
+    before = bmw.get("/stock")
+    monkeypatch.setattr(Table, "json", pytest.fail)
+
+    again = bmw.get("/stock")
+
+    assert (again.body, again.headers["X-Total-Count"]) == (before.body, before.headers["X-Total-Count"])
+
+
+def test_stock_is_kept_with_the_version_that_it_is_of(bmw, lasting_app):
+    (storage,) = (plugin for plugin in lasting_app.plugins if isinstance(plugin, StoragePlugin))
+    autos = storage.resources["autos"]
+    with storage.db.reading(), ThreadPoolExecutor(1) as elsewhere:
+        version = autos.version()
+        elsewhere.submit(bmw.put_json, "/auto/BMW", OTHER_CAR, status=202).result()
+        total, array = autos.whole(Listing("", dealer.Car, "mark", "*/*"), version)
+
+    assert (total, json.loads(array)) == (1, [{"mark": "BMW", **CAR}])
+    assert bmw.get("/stock").json == [{"mark": "BMW", **OTHER_CAR}]
