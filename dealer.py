@@ -71,6 +71,7 @@ from plugins.settings import OneLineParser, SettingError, address, integer, load
 from plugins.storage import FAILURES, Database, StoragePlugin, column
 from plugins.uploads import CSV_TYPE, Upload
 
+DATABASES = "SQLite or PostgreSQL; several servers of one cluster as postgresql://user@one:5432,two:5433/db"
 DATA = f"sqlite:///{Path(__file__).resolve().parent / 'data.db'}"
 log = logging.getLogger("dealer")
 
@@ -103,7 +104,7 @@ class Settings:
 
     host: str = setting("127.0.0.1", str, "address to listen on")
     port: int = setting(8080, integer(0, 65535), "port to listen on")
-    database_url: str = setting(DATA, database_url, "SQLite or PostgreSQL", shown="data.db beside dealer.py")
+    database_url: str = setting(DATA, database_url, DATABASES, shown="data.db beside dealer.py")
     jwt_secret: str = setting(None, secret, "key that signs tokens, at least 32 bytes", shown="made once, with SQLite")
     jwt_ttl: int = setting(3600, integer(1, 10**9), "seconds a token lives")
     threads: int = setting(4, integer(1, 256), "threads for pages, with PostgreSQL as many for lookups")

@@ -11,10 +11,10 @@ statement not cancelled: a COMMIT that is cancelled while it waits for a standby
 how long one thread waits, whatever it asks.
 """
 
+import select
 import threading
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, as_completed, wait
 from math import inf
-from select import POLLIN, poll
 from time import monotonic
 
 import psycopg
@@ -73,8 +73,8 @@ class Servers:
 
     def look_at(self, connection, record, proxy):
         """Have the pool replace what is from before a silence, or has something to say unasked: the server ended it."""
-        waiting = poll()
-        waiting.register(connection.fileno(), POLLIN)
+        waiting = select.poll()
+        waiting.register(connection.fileno(), select.POLLIN)
         if connection.made < self.silence or waiting.poll(0):
             raise InvalidatePoolError
 
