@@ -403,6 +403,14 @@ def test_address_holds_what_is_shown(stocked, clerk, browser, width):
         expect(button(other, "Previous")).to_be_disabled()
 
 
+def test_page_that_is_turned_begins_at_its_top(stocked, clerk):
+    marks(clerk)
+    button(clerk, "Next").click()
+    expect(clerk.get_by_text("page 2")).to_be_visible()
+
+    assert clerk.evaluate("scrollY") == 0
+
+
 def test_no_more_than_a_page_is_ever_asked_for(stocked, clerk):
     limits = []
     clerk.on("request", lambda request: limits.append(re.search(r"limit=(\d+)|$", request.url)[1]))

@@ -116,6 +116,7 @@ function move(changes, state) {
     for (const one of [value].flat()) if (one) parameters.append(name, one);
   }
   tell("");
+  scrollTo(0, 0);
   go("", parameters, state);
 }
 
