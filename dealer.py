@@ -21,12 +21,11 @@ from inspect import signature
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Literal
-from urllib.parse import quote, urlencode
+from urllib.parse import quote
 
 import argon2
 import msgspec
 from bottle import Bottle, HTTPError, request, response, static_file
-from msgspec import to_builtins
 from sqlalchemy import CheckConstraint, Index, MetaData, Table
 from sqlalchemy.schema import CreateColumn
 
@@ -47,24 +46,13 @@ from plugins.bodies import (
     tidy_named,
 )
 from plugins.cors import CorsPlugin
-from plugins.entity_tags import entity_tag, is_known, wanted_version
+from plugins.entity_tags import entity_tag, send_tag, wanted_version
 from plugins.guesses import NAME_LIMIT, Guesses, TooManyAttempts, guesses_table
 from plugins.identity import IdentityPlugin, MayOnlyRead
-from plugins.listings import (
-    MAX_LIMIT,
-    Limit,
-    Listing,
-    csv_parts,
-    json_parts,
-    link_next,
-    listing_parameters,
-    read_integer,
-    read_parameters,
-    refuse_others,
-)
+from plugins.listings import MAX_LIMIT, Feed, Listing, feed_parameters, listing_parameters
 from plugins.methods import MethodsPlugin, method_of
 from plugins.metrics import MetricsPlugin
-from plugins.openapi import ASSETS, DOCS, POLICY, OpenAPIPlugin, header_parameter, query_parameter
+from plugins.openapi import ASSETS, DOCS, POLICY, OpenAPIPlugin, header_parameter
 from plugins.postgresql import servers_of, shown
 from plugins.server import Lane, serve
 from plugins.settings import OneLineParser, SettingError, address, integer, load, one_of, options, origins, setting
@@ -442,17 +430,15 @@ class History:
         self.entries = db["history"]
         self.cars = db["autos"]
 
-    def page(self, limit, mark=None, before=None, after=None):
-        """Give up to `limit` entries: the newest first, or the oldest first of those `after` an id.
+    def find(self, feed):
+        """Give the entries of every car that a feed asks for."""
+        return map(entry, self.entries.find(**feed.find))
 
-        `mark` keeps to one car, and raises `UnknownAuto` for one that never was.
-        """
-        of_mark = {} if mark is None else {"mark": mark}
-        if of_mark and not (self.entries.find_one(mark=mark) or self.cars.find_one(mark=mark)):
+    def find_of(self, mark, feed):
+        """Give those of one car; raises `UnknownAuto` for one that never was."""
+        if not (self.entries.find_one(mark=mark) or self.cars.find_one(mark=mark)):
             raise UnknownAuto(mark)
-        ids = {operator: id for operator, id in (("<", before), (">", after)) if id is not None}
-        order = "-id" if after is None else "id"
-        return [entry(row) for row in self.entries.find(id=ids, order_by=order, _limit=limit, **of_mark)]
+        return map(entry, self.entries.find(mark=mark, **feed.find))
 
 
 def act(action, by):
@@ -463,8 +449,8 @@ def act(action, by):
 
 def entry(row):
     """Give an entry of the history as clients see it."""
-    auto = Values(**{name: row.pop(name) for name in VALUES})
-    return Entry(**row, auto=None if row["action"] == "deleted" else auto)
+    auto = {name: row.pop(name) for name in VALUES}
+    return {**row, "auto": None if row["action"] == "deleted" else auto}
 
 
 class UnknownAuto(LookupError):
@@ -573,13 +559,15 @@ class Autos:
 
     def page(self, listing):
         """Give the cars of a page and one more, where there is one."""
-        return list(self.cars.find(**listing.find, _limit=listing.limit + 1))
+        return self.cars.find(**listing.find, _limit=listing.limit + 1)
 
     def whole(self, listing, version):
-        """Give how many cars match, and all as one JSON array, or None where they are too many for one piece.
+        """Give how many cars match, and all as one JSON array, or None where they are too many for it, or go as CSV.
 
         The array of the whole stock is kept as long as that is of the same version.
         """
+        if listing.as_csv:
+            return self.count(listing), None
         if listing.is_plain and version and self.kept[0] == version:
             return self.kept[1:]
         total = self.count(listing)
@@ -613,6 +601,8 @@ Values = msgspec.defstruct("Values", [(name, fields(Car)[name].type) for name in
 class Entry(msgspec.Struct):
     """What was done to a car: when (UTC, RFC 3339), by whom, and the values it had then."""
 
+    example = {"id": 1, "at": "2026-01-31T12:00:00.000000Z", "by": "alice", "action": "deleted", "mark": "BMW i4"}
+
     id: int
     at: str
     by: str
@@ -633,8 +623,6 @@ class Health(msgspec.Struct):
 
     status: Literal["ok"]
 
-
-EXAMPLE_ENTRY = Entry(1, "2026-01-31T12:00:00.000000Z", "alice", "deleted", "BMW i4", None)
 
 USER_CREATED = Answer(201, {"Message": "User created. Try to auth"})
 USER_EXISTS = Answer(400, {"Error": "User already exists"})
@@ -658,7 +646,7 @@ AUTO_NOT_FOUND = Answer(404, {"Error": "Auto with that mark not found"})
 AUTO_CHANGED = Answer(412, {"Error": "Auto was changed by someone else"})
 NO_AUTOS = Answer(400, {"Error": "No one autos found in DataBase"})
 STOCK = Data(200, list[Car], [Car.example], ("ETag", "X-Total-Count", "Link", "Content-Disposition"), also=(CSV_TYPE,))
-ENTRIES = Data(200, list[Entry], [to_builtins(EXAMPLE_ENTRY)], ("Link",))
+ENTRIES = Data(200, list[Entry], [{**Entry.example, "auto": None}], ("Link",))
 HEALTHY = Data(200, Health, {"status": "ok"})
 UNAVAILABLE = Answer(503, {"Error": "Database is not available. Try again later"}, ("Retry-After",))
 FAULT = Answer(500, {"Error": "Internal server error"})
@@ -684,15 +672,15 @@ IF_MATCH = header_parameter("If-Match", "Change the car only if it still has one
 CONDITIONS = [IF_MATCH, header_parameter("If-None-Match", "Change the car only if it has none of these entity tags")]
 IF_NONE_MATCH = header_parameter("If-None-Match", "Answer 304 if it still has one of these entity tags")
 LISTING = [*listing_parameters(Car), IF_NONE_MATCH]
-PAGING = [
-    query_parameter("limit", Limit, "How many entries at most"),
-    query_parameter("after", Number, "The entries after the one with this id, oldest first"),
-    query_parameter("before", Number, "The entries before the one with this id, newest first"),
-]
+FEED = [*feed_parameters()]
+REGISTERED = [USER_CREATED, USER_EXISTS, REGISTRATION_CLOSED, TOO_MANY_ATTEMPTS]
+CONFIRMED = [WRONG_PASSWORD, TOO_MANY_ATTEMPTS]
+UPDATED = [AUTO_UPDATED, AUTO_NOT_FOUND, AUTO_CHANGED]
 STOCK_FILE = "stock.csv"
 PAGES = Path(__file__).resolve().parent / "pages"
 PAGE_POLICY = POLICY.replace(" 'unsafe-inline'", "")
-MARK = "<mark:re:(?s:.+)>"  # anything, slashes and line breaks too: what a mark may hold is for `Car` to say
+OF_MARK = "/<mark:re:(?s:.+)>"  # anything, slashes and line breaks too: what a mark may hold is for `Car` to say
+AUTO = "/auto" + OF_MARK
 
 
 def lane_of_stock(query):
@@ -700,12 +688,7 @@ def lane_of_stock(query):
     return "pages" if "&limit=" in "&" + query else "listings"
 
 
-@routes.post(
-    "/register",
-    public=True,
-    lane="registrations",
-    answers=[USER_CREATED, USER_EXISTS, REGISTRATION_CLOSED, TOO_MANY_ATTEMPTS],
-)
+@routes.post("/register", public=True, lane="registrations", answers=REGISTERED)
 def register(credentials: NewCredentials, users, settings):
     """Create an account."""
     check_length("password", credentials.password, settings.password_min)
@@ -731,12 +714,7 @@ def find_account(identity, db):
     return Account(identity, db["users"].find_one(username=identity)["role"])
 
 
-@routes.put(
-    "/account/password",
-    readers=True,
-    lane="passwords",
-    answers=[PASSWORD_CHANGED, WRONG_PASSWORD, TOO_MANY_ATTEMPTS],
-)
+@routes.put("/account/password", readers=True, lane="passwords", answers=[PASSWORD_CHANGED, *CONFIRMED])
 def change_password(passwords: NewPassword, identity, users, settings):
     """Change one's password, which ends every token of the account."""
     check_length("new_password", passwords.new_password, settings.password_min)
@@ -752,28 +730,22 @@ def log_out(identity, users):
     return LOGGED_OUT
 
 
-@routes.delete("/account", readers=True, lane="passwords", answers=[USER_DELETED, WRONG_PASSWORD, TOO_MANY_ATTEMPTS])
+@routes.delete("/account", readers=True, lane="passwords", answers=[USER_DELETED, *CONFIRMED])
 def delete_account(confirmation: Confirmation, identity, users):
     """Delete one's account, which ends every token of it."""
     deleted = users.delete(identity, confirmation.password, client_address())
     return USER_DELETED if deleted else WRONG_PASSWORD
 
 
-@routes.get(
-    "/auto/" + MARK, lane="lookups", answers=[AUTO_FOUND, UNCHANGED, AUTO_NOT_FOUND], parameters=[IF_NONE_MATCH]
-)
+@routes.get(AUTO, lane="lookups", answers=[AUTO_FOUND, UNCHANGED, AUTO_NOT_FOUND], parameters=[IF_NONE_MATCH])
 def find_auto(mark, autos):
     """Look up one car."""
     car = autos.find(mark)
-    version = car.pop("version")
-    response.headers.update({"ETag": entity_tag(version), "Cache-Control": "private, no-cache"})
-    if is_known(version):
-        response.status = 304
-        return ""
+    send_tag(car.pop("version"))
     return car
 
 
-@routes.post("/auto/" + MARK, lane="writes", answers=[AUTO_CREATED, AUTO_EXISTS, AUTO_CHANGED], parameters=[IF_MATCH])
+@routes.post(AUTO, lane="writes", answers=[AUTO_CREATED, AUTO_EXISTS, AUTO_CHANGED], parameters=[IF_MATCH])
 def create_auto(mark, car: Car, identity, autos):
     """Add one car."""
     if "If-Match" in request.headers and not autos.known([mark]):
@@ -783,25 +755,21 @@ def create_auto(mark, car: Car, identity, autos):
     return AUTO_CREATED
 
 
-@routes.put("/auto/" + MARK, lane="writes", answers=[AUTO_UPDATED, AUTO_NOT_FOUND, AUTO_CHANGED], parameters=CONDITIONS)
+@routes.put(AUTO, lane="writes", answers=UPDATED, parameters=CONDITIONS)
 def update_auto(mark, car: Car, identity, autos):
     """Replace the data of one car."""
     autos.update(mark, given(car), by=identity, version=wanted_version())
     return AUTO_UPDATED
 
 
-@routes.route(
-    "/auto/" + MARK, "PATCH", lane="writes", answers=[AUTO_UPDATED, AUTO_NOT_FOUND, AUTO_CHANGED], parameters=CONDITIONS
-)
+@routes.patch(AUTO, lane="writes", answers=UPDATED, parameters=CONDITIONS)
 def patch_auto(mark, changes: Changes, identity, autos):
     """Change some of the data of one car."""
     autos.update(mark, given(changes), by=identity, version=wanted_version())
     return AUTO_UPDATED
 
 
-@routes.delete(
-    "/auto/" + MARK, lane="writes", answers=[AUTO_DELETED, AUTO_NOT_FOUND, AUTO_CHANGED], parameters=CONDITIONS
-)
+@routes.delete(AUTO, lane="writes", answers=[AUTO_DELETED, AUTO_NOT_FOUND, AUTO_CHANGED], parameters=CONDITIONS)
 def delete_auto(mark, identity, autos):
     """Remove one car."""
     autos.delete(mark, by=identity, version=wanted_version())
@@ -813,11 +781,8 @@ def list_stock(autos):
     """List the stock: filtered, ordered, in pages, as JSON or CSV."""
     version = autos.version()
     listing = Listing(request.query_string, Car, "mark", request.environ.get("HTTP_ACCEPT", JSON))
-    tag = f"{version}-{'csv' if listing.as_csv else 'json'}"
-    response.headers.update({"Cache-Control": "private, no-cache", "Vary": "Accept", "ETag": entity_tag(tag)})
-    if is_known(tag):
-        response.status = 304
-        return ""
+    response.set_header("Vary", "Accept")
+    send_tag(f"{version}-{'csv' if listing.as_csv else 'json'}")
     return page_of_stock(listing, autos) if listing.limit else whole_stock(listing, autos, version)
 
 
@@ -835,16 +800,18 @@ def put_autos(cars: Inventory, identity, autos):
     return autos_put(*autos.put_all(cars.rows(), by=identity))
 
 
-@routes.get("/history", lane="pages", answers=[ENTRIES], parameters=PAGING)
+@routes.get("/history", lane="pages", answers=[ENTRIES], parameters=FEED)
 def list_history(history):
     """List what was done to every car."""
-    return history_page(history)
+    feed = Feed(request.query_string)
+    return feed.page("/history", history.find(feed))
 
 
-@routes.get("/history/" + MARK, lane="pages", answers=[ENTRIES, AUTO_NOT_FOUND], parameters=PAGING)
+@routes.get("/history" + OF_MARK, lane="pages", answers=[ENTRIES, AUTO_NOT_FOUND], parameters=FEED)
 def list_history_of(mark, history):
     """List what was done to one car, also one that is gone."""
-    return history_page(history, mark)
+    feed = Feed(request.query_string)
+    return feed.page("/history/" + quote(mark, safe=""), history.find_of(mark, feed))
 
 
 @routes.get("/health", public=True, lane="lookups", answers=[HEALTHY])
@@ -893,22 +860,16 @@ def docs_asset(name):
 
 def whole_stock(listing, autos, version):
     """Give all cars that match: in one piece up to a thousand as JSON, in parts otherwise."""
-    total, array = (autos.count(listing), None) if listing.as_csv else autos.whole(listing, version)
+    total, array = autos.whole(listing, version)
     response.set_header("X-Total-Count", total)
-    if listing.as_csv:
-        return csv_parts(fields(Car), autos.rows(listing), STOCK_FILE)
-    return json_parts(autos.rows(listing)) if array is None else msgspec.Raw(array)
+    return listing.parts(autos.rows(listing), STOCK_FILE) if array is None else msgspec.Raw(array)
 
 
 def page_of_stock(listing, autos):
     """Give a page of the cars that match, and name the next one."""
     if listing.first:
         response.set_header("X-Total-Count", autos.count(listing))
-    cars = autos.page(listing)
-    if len(cars) > listing.limit:
-        link_next("/stock", listing.next_page(cars[listing.limit - 1]))
-    cars = cars[: listing.limit]
-    return csv_parts(fields(Car), iter(cars), STOCK_FILE) if listing.as_csv else cars
+    return listing.parts(listing.page("/stock", autos.page(listing)), STOCK_FILE)
 
 
 def client_address():
@@ -920,22 +881,6 @@ def check_length(name, password, least):
     """Raise a 400 for a new password that is shorter than the settings ask for."""
     if len(password) < least:
         raise HTTPError(400, f"{name}: must be at least {least} characters")
-
-
-def history_page(history, mark=None):
-    """Give a page of the history, as the query string asks for it."""
-    parameters = read_parameters(request.query_string)
-    rest = dict(parameters)
-    limit = read_integer(rest, "limit", 1, MAX_LIMIT, default=100)
-    before, after = (read_integer(rest, name, 0, MAX_INTEGER) for name in ("before", "after"))
-    refuse_others(rest)
-    entries = history.page(limit + 1, mark, before, after)
-    if len(entries) > limit:
-        direction = "before" if after is None else "after"
-        path = "/history" if mark is None else "/history/" + quote(mark, safe="")
-        link_next(path, urlencode({**parameters, direction: entries[limit - 1].id}))
-    response.set_header("Cache-Control", "private, no-cache")
-    return entries[:limit]
 
 
 # ----------------------------------------------------------------------------------------------------------------------

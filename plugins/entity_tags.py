@@ -2,9 +2,8 @@
 
     @app.get("/thing/<name>")
     def show(name):
-        response.set_header("ETag", entity_tag(version))
-        if is_known(version):
-            return NOT_MODIFIED
+        send_tag(version)
+        return thing
 
     @app.put("/thing/<name>")
     def update(name):
@@ -15,7 +14,7 @@ A version is any text without quotes that a thing never has again once it has ch
 
 import re
 
-from bottle import request
+from bottle import HTTPResponse, request, response
 
 # One in a list (RFC 9110 5.6.1, 8.8.3), to its comma or its end: what surrounds it otherwise makes it no tag.
 TAG = re.compile(r'(?:^|,)[ \t]*(W/)?"([\x21\x23-\x7e\x80-\xff]*)"[ \t]*(?=,|$)')
@@ -26,10 +25,13 @@ def entity_tag(version):
     return f'"{version}"'
 
 
-def is_known(version):
-    """Tell whether ``If-None-Match`` names a version, so that the client has it already (weak comparison)."""
+def send_tag(version):
+    """Send the tag of a version along; raises the 304 where ``If-None-Match`` names it (weak comparison)."""
+    response.set_header("ETag", entity_tag(version))
     header = request.environ.get("HTTP_IF_NONE_MATCH", "")  # raw: Bottle would read it as UTF-8, which tags need not be
-    return header.strip() == "*" or version in {tag for _, tag in TAG.findall(header)}
+    if header.strip() == "*" or version in {tag for _, tag in TAG.findall(header)}:
+        response.status = 304
+        raise response.copy(HTTPResponse)
 
 
 def wanted_version():

@@ -28,7 +28,7 @@ import time
 from functools import lru_cache, partial, wraps
 
 import jwt
-from bottle import HTTPError, PluginError, request
+from bottle import HTTPError, PluginError, request, response
 
 from plugins import Plugin
 from plugins.bodies import MAX_INTEGER
@@ -69,7 +69,7 @@ class IdentityPlugin(Plugin):
             if inject:
                 raise PluginError(f"{route!r} is public and cannot ask for the identity.")
             return callback
-        closed = changes(route)
+        closed, reads = changes(route), route.method in SAFE_METHODS
 
         @wraps(callback)
         def wrapper(*args, **kwargs):
@@ -77,6 +77,8 @@ class IdentityPlugin(Plugin):
             self.confirm(claims, closed, partial(self.refuse, request.environ))
             if inject:
                 kwargs["identity"] = claims["sub"]
+            if reads:
+                response.set_header("Cache-Control", "private, no-cache")
             return callback(*args, **kwargs)
 
         return wrapper

@@ -9,7 +9,9 @@
 What is unknown, repeated, or does not fit its field is refused with a sentence::
 
     listing = Listing("stock=Germany&order_by=-max_speed&limit=10", Car, key="mark")
-    cars = db["cars"].find(**listing.find, _limit=listing.limit)
+    cars = listing.page("/cars", db["cars"].find(**listing.find, _limit=listing.limit + 1))
+
+A `Feed` is a listing of what is only ever added, by ``id``: the newest first, or the oldest first ``after`` one.
 """
 
 import csv
@@ -24,7 +26,7 @@ from bottle import HTTPError, response
 from msgspec import Meta
 
 from plugins.answers import JSON, encode
-from plugins.bodies import cleaners, fields, integers, shown, visible, whole_number
+from plugins.bodies import MAX_INTEGER, Number, cleaners, fields, integers, shown, visible, whole_number
 from plugins.openapi import query_parameter
 from plugins.uploads import CSV_TYPE
 
@@ -70,7 +72,7 @@ def read_parameters(query):
     return parameters
 
 
-def read_integer(parameters, name, low, high, default=None):
+def read_integer(parameters, name, low, high=MAX_INTEGER, default=None):
     """Take a whole number from `low` to `high` out of parameters; raises a 400 that names it."""
     text = parameters.pop(name, None)
     if text is None:
@@ -107,7 +109,45 @@ def operators(text):
     return [name for name in OPERATORS if text or name not in TEXT_OPERATORS]
 
 
-class Listing:
+def feed_parameters():
+    """Describe the parameters of a `Feed` (OpenAPI)."""
+    yield query_parameter("limit", Limit, "How many entries at most")
+    yield query_parameter("after", Number, "The entries after the one with this id, oldest first")
+    yield query_parameter("before", Number, "The entries before the one with this id, newest first")
+
+
+class Paged:
+    """What a query string with ``parameters`` asks of a table, ``limit`` rows at once; `behind` names a place in it."""
+
+    def page(self, path, rows):
+        """Give the rows of a page; where there is one more, ``Link`` names the next page (RFC 8288)."""
+        rows = list(rows)
+        if len(rows) > self.limit:
+            query = urlencode({**self.parameters, **self.behind(rows[self.limit - 1])})
+            response.set_header("Link", f'<{path}?{query}>; rel="next"')
+        return rows[: self.limit]
+
+
+class Feed(Paged):
+    """What a query string asks of a table of entries: ``find`` are arguments by name for `plugins.storage.Table`."""
+
+    def __init__(self, query):
+        """Read a query string; raises a 400 that names the parameter."""
+        self.parameters = read_parameters(query)
+        rest = dict(self.parameters)
+        self.limit = read_integer(rest, "limit", 1, MAX_LIMIT, default=100)
+        ids = {">": read_integer(rest, "after", 0), "<": read_integer(rest, "before", 0)}
+        refuse_others(rest)
+        self.rising = ids[">"] is not None
+        ids = {operator: id for operator, id in ids.items() if id is not None}
+        self.find = {"id": ids, "order_by": "id" if self.rising else "-id", "_limit": self.limit + 1}
+
+    def behind(self, row):
+        """Give the parameters of the page behind `row`."""
+        return {"after" if self.rising else "before": row["id"]}
+
+
+class Listing(Paged):
     """What a query string asks of a table whose columns are the fields of a record.
 
     ``filters`` and ``find`` are arguments by name for `count` and `find` of `plugins.storage.Table`; ``limit`` is the
@@ -153,7 +193,7 @@ class Listing:
         return list(order.items())
 
     def read_position(self, text):
-        """Give the values of the row behind which the page begins, as `next_page` wrote them."""
+        """Give the values of the row behind which the page begins, as `behind` wrote them."""
         kinds = tuple(fields(self.record)[name].type for name, _ in self.order)
         try:
             values = msgspec.json.decode(text, type=tuple[kinds])
@@ -202,9 +242,13 @@ class Listing:
             raise ValueError(f"must be at most {MAX_VALUES} values")
         return [self.read_value(name, value) for value in values or [""]]
 
-    def next_page(self, row):
-        """Give the query string of the page behind `row`, a mapping."""
-        return urlencode({**self.parameters, "after": encode([row[name] for name, _ in self.order])})
+    def behind(self, row):
+        """Give the parameters of the page behind `row`."""
+        return {"after": encode([row[name] for name, _ in self.order])}
+
+    def parts(self, rows, filename):
+        """Give rows, which come one by one, in parts: as JSON or, to be saved as a file, as CSV."""
+        return csv_parts(fields(self.record), iter(rows), filename) if self.as_csv else json_parts(iter(rows))
 
 
 def wants_csv(format, accept):
@@ -218,11 +262,6 @@ def wants_csv(format, accept):
         return len(known) <= ACCEPTED and mimeparse.best_match([CSV_TYPE, JSON], known) == CSV_TYPE
     except mimeparse.MimeTypeParseException:
         return False
-
-
-def link_next(path, query):
-    """Name the next page (RFC 8288)."""
-    response.set_header("Link", f'<{path}?{query}>; rel="next"')
 
 
 def json_parts(rows):
