@@ -16,6 +16,8 @@ import pytest
 
 from conftest import (
     CAR,
+    COMPOSED,
+    DECOMPOSED,
     HERE,
     MARKS,
     NOT_FOUND,
@@ -883,7 +885,7 @@ def test_lost_answer_is_no_conflict(garage, clerk):
         return route.continue_()
 
     dialog = open_car(clerk, "BMW")
-    dialog.get_by_label("Distance").fill("450")
+    dialog.get_by_label("Handler").fill(DECOMPOSED)
     clerk.route("**/auto/*", lose)
     button(dialog, "Save").click()
     expect(dialog.get_by_role("alert")).to_contain_text("The server cannot be reached.")
@@ -892,7 +894,7 @@ def test_lost_answer_is_no_conflict(garage, clerk):
     button(dialog, "Save").click()
 
     expect(dialog).to_have_count(0)
-    assert stock_of(garage)["BMW"]["distance"] == 450
+    assert stock_of(garage)["BMW"]["handler"] == COMPOSED
     assert len(garage.request("GET", at("BMW").replace("auto", "history")).json) == 2
 
 
