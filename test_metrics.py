@@ -18,8 +18,8 @@ def series(text):
 @pytest.fixture
 def measured(make_app, database, account):
     """A client with a token, of a server that measures."""
-    database.insert("users", account.row)
     client = TestApp(make_app(metrics="on"))
+    database.insert("users", account.row)
     client.authorization = ("Bearer", account.token)
     return client
 
