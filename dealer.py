@@ -11,6 +11,7 @@ import hashlib
 import logging
 import math
 import os
+import pwd
 import secrets
 import sqlite3
 import sys
@@ -31,26 +32,13 @@ from sqlalchemy.schema import CreateColumn
 
 from plugins.access import AccessPlugin, start_log
 from plugins.answers import JSON, Answer, AnswersPlugin, Data
-from plugins.bodies import (
-    MAX_INTEGER,
-    BodiesPlugin,
-    Number,
-    Password,
-    Record,
-    Text,
-    convert,
-    fields,
-    given,
-    integers,
-    some_of,
-    tidy_named,
-)
+from plugins.bodies import MAX_INTEGER, BodiesPlugin, Number, Password, Record, Text, fields, given, integers, some_of
 from plugins.cors import CorsPlugin
 from plugins.entity_tags import entity_tag, send_tag, wanted_version
 from plugins.guesses import NAME_LIMIT, Guesses, TooManyAttempts, guesses_table
 from plugins.identity import IdentityPlugin, MayOnlyRead
 from plugins.listings import MAX_LIMIT, Feed, Listing, feed_parameters, listing_parameters
-from plugins.methods import MethodsPlugin, method_of
+from plugins.methods import MethodsPlugin, route_of
 from plugins.metrics import MetricsPlugin
 from plugins.openapi import ASSETS, DOCS, POLICY, OpenAPIPlugin, header_parameter
 from plugins.postgresql import servers_of, shown
@@ -302,10 +290,6 @@ def bring_up(db, version):
 # ----------------------------------------------------------------------------------------------------------------------
 
 
-class UnknownUser(ValueError):
-    """There is no account of that name."""
-
-
 class RegistrationClosed(Exception):
     """Accounts are made at the console only."""
 
@@ -391,16 +375,16 @@ class Users:
         self.set(username, session=new_session())
 
     def set(self, username, **values):
-        """Change an account, whoever asks for it; raises `UnknownUser`."""
+        """Change an account, whoever asks for it; raises `ValueError` where there is none."""
         with self.db.writing(single=True):
             if not self.accounts.update({"username": username, **values}, ["username"]):
-                raise UnknownUser("No user has that name")
+                raise ValueError("No user has that name")
 
     def remove(self, username):
-        """Remove an account, whoever asks for it; raises `UnknownUser`."""
+        """Remove an account, whoever asks for it; raises `ValueError` where there is none."""
         with self.db.writing(single=True):
             if not self.accounts.delete(username=username):
-                raise UnknownUser("No user has that name")
+                raise ValueError("No user has that name")
 
     def delete(self, username, password, address):
         """Remove an account, and with it every token; gives whether the password was right."""
@@ -618,12 +602,6 @@ class Account(msgspec.Struct):
     role: Literal[ROLES]
 
 
-class Health(msgspec.Struct):
-    """Whether the service can serve."""
-
-    status: Literal["ok"]
-
-
 USER_CREATED = Answer(201, {"Message": "User created. Try to auth"})
 USER_EXISTS = Answer(400, {"Error": "User already exists"})
 LOGGED_IN = Data(200, Token, {"access_token": "eyJhbGciOi…", "token_type": "Bearer", "expires_in": 3600})
@@ -647,7 +625,7 @@ AUTO_CHANGED = Answer(412, {"Error": "Auto was changed by someone else"})
 NO_AUTOS = Answer(400, {"Error": "No one autos found in DataBase"})
 STOCK = Data(200, list[Car], [Car.example], ("ETag", "X-Total-Count", "Link", "Content-Disposition"), also=(CSV_TYPE,))
 ENTRIES = Data(200, list[Entry], [{**Entry.example, "auto": None}], ("Link",))
-HEALTHY = Data(200, Health, {"status": "ok"})
+HEALTHY = Answer(200, {"status": "ok"})
 UNAVAILABLE = Answer(503, {"Error": "Database is not available. Try again later"}, ("Retry-After",))
 FAULT = Answer(500, {"Error": "Internal server error"})
 
@@ -679,8 +657,8 @@ UPDATED = [AUTO_UPDATED, AUTO_NOT_FOUND, AUTO_CHANGED]
 STOCK_FILE = "stock.csv"
 PAGES = Path(__file__).resolve().parent / "pages"
 PAGE_POLICY = POLICY.replace(" 'unsafe-inline'", "")
-OF_MARK = "/<mark:re:(?s:.+)>"  # anything, slashes and line breaks too: what a mark may hold is for `Car` to say
-AUTO = "/auto" + OF_MARK
+MARK = "<mark:re:(?s:.+)>"  # anything, slashes and line breaks too: what a mark may hold is for `Car` to say
+AUTO = "/auto/" + MARK
 
 
 def lane_of_stock(query):
@@ -807,7 +785,7 @@ def list_history(history):
     return feed.page("/history", history.find(feed))
 
 
-@routes.get("/history" + OF_MARK, lane="pages", answers=[ENTRIES, AUTO_NOT_FOUND], parameters=FEED)
+@routes.get("/history/" + MARK, lane="pages", answers=[ENTRIES, AUTO_NOT_FOUND], parameters=FEED)
 def list_history_of(mark, history):
     """List what was done to one car, also one that is gone."""
     feed = Feed(request.query_string)
@@ -818,7 +796,7 @@ def list_history_of(mark, history):
 def check_health(autos):
     """Tell whether the database answers."""
     autos.any()
-    return Health("ok")
+    return HEALTHY
 
 
 @routes.get("/metrics", public=True)
@@ -1006,17 +984,6 @@ def lane_of(app, environ):
         return "documents"
 
 
-def route_of(app, environ):
-    """Give the route that a request will take, before it is answered; raises the `HTTPError` where there is none."""
-    route, _ = app.match({**environ, "REQUEST_METHOD": method_of(environ)})
-    return route
-
-
-def limit_of(method, path):
-    """Give how many bytes the body of a request may have."""
-    return Inventory.limit if path == "/stock" else Record.limit
-
-
 def run_server(settings):
     """Serve the application until SIGTERM or Ctrl-C."""
     app = create_app(settings)
@@ -1027,7 +994,7 @@ def run_server(settings):
             port=settings.port,
             lanes=lanes_of(settings),
             lane_of=partial(lane_of, app),
-            limit_of=limit_of,
+            limit_of=lambda method, path: Inventory.limit if path == "/stock" else Record.limit,
             admits=partial(admits, app),
             ready=lambda address: print(f"Listening on {address}, database {shown(settings.database_url)}", flush=True),
         )
@@ -1051,12 +1018,15 @@ class CommandRefused(Exception):
 
 
 def on_accounts(command):
-    """Make a command, in one transaction, of a function that does something to `Users` and gives what, for the log."""
+    """Make a command, in one transaction, of a function that does something to the account of a name, and says what."""
 
     @wraps(command)
     def run(settings, **arguments):
         db = open_database(settings)
+        name = arguments.get("name")
         try:
+            if name is not None:
+                arguments["name"] = name = Credentials.tidy("username", name)
             with db.writing():
                 done = command(Users(db), settings, **arguments)
         except (ValueError, *FAILURES) as error:
@@ -1064,9 +1034,8 @@ def on_accounts(command):
         finally:
             db.close()
         if done:
-            act, name = done
-            log.info("%s by %s at the console: %s", act, system_user(), quote(name, safe="@"))
-            print(f"{act}: {name}")
+            log.info("%s by %s at the console: %s", done, system_user(), quote(name, safe="@"))
+            print(f"{done}: {name}")
 
     return run
 
@@ -1074,28 +1043,25 @@ def on_accounts(command):
 def system_user():
     """Name the system's user who runs this, by number where there is no name, as in a container."""
     try:
-        import pwd
-
         return pwd.getpwuid(os.getuid()).pw_name
-    except (ImportError, KeyError):  # Windows has no `pwd`
-        return str(getattr(os, "getuid", getpass.getuser)())
+    except KeyError:
+        return str(os.getuid())
 
 
 @on_accounts
 def add_user(users, settings, name, role=EDITOR):
     """Create an account."""
-    account = new_credentials(NewCredentials, settings, name)
-    if not users.create(account.username, account.password, known_role(role)):
+    name = NewCredentials.tidy("username", name)
+    if not users.create(name, new_password(settings), known_role(role)):
         raise ValueError(USER_EXISTS.body["Error"])
-    return "User created", account.username
+    return "User created"
 
 
 @on_accounts
 def set_password(users, settings, name):
     """Give an account another password, and end every token of it."""
-    account = new_credentials(Credentials, settings, name)
-    users.set(account.username, password=users.hasher.hash(account.password), session=new_session())
-    return "Password changed", account.username
+    users.set(name, password=users.hasher.hash(new_password(settings)), session=new_session())
+    return "Password changed"
 
 
 @on_accounts
@@ -1108,26 +1074,24 @@ def list_users(users, settings):
 @on_accounts
 def set_role(users, settings, name, role):
     """Make an account an editor or a reader."""
-    name = tidy_named(Credentials, "username", name)
     users.set(name, role=known_role(role))
-    return f"Role changed to {role}", name
+    return f"Role changed to {role}"
 
 
 @on_accounts
 def delete_user(users, settings, name):
     """Remove an account, and with it every token."""
-    name = tidy_named(Credentials, "username", name)
     users.remove(name)
-    return "User deleted", name
+    return "User deleted"
 
 
-def new_credentials(record, settings, name):
-    """Give a name with a password that is asked for, or read from a pipe; raises `ValueError`."""
-    password = getpass.getpass() if sys.stdin.isatty() else sys.stdin.readline().rstrip("\r\n")
-    account = convert({"username": name, "password": password}, record)
-    if len(account.password) < settings.password_min:
+def new_password(settings):
+    """Give a password that is asked for, or read from a pipe; raises `ValueError`."""
+    typed = getpass.getpass() if sys.stdin.isatty() else sys.stdin.readline().rstrip("\r\n")
+    password = Credentials.tidy("password", typed)
+    if len(password) < settings.password_min:
         raise ValueError(f"password: must be at least {settings.password_min} characters")
-    return account
+    return password
 
 
 def known_role(role):

@@ -150,12 +150,20 @@ class Record(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
                 raise ValueError(f"{name}: must be the same as in the path")
         return record
 
+    @classmethod
+    def tidy(cls, name, text):
+        """Give a text as the field `name` keeps it; raises `ValueError` with the field and what is wrong."""
+        try:
+            return cleaners(cls)[name](text)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+
     def __post_init__(self):
         record = type(self)
         for name in cleaners(record):
             value = getattr(self, name)
             if value is not UNSET:
-                setattr(self, name, tidy_named(record, name, value))
+                setattr(self, name, record.tidy(name, value))
 
 
 def some_of(name, record, key):
@@ -202,14 +210,6 @@ def cleaners(record):
     parts = [(name, part) for name, field in fields(record).items() for part in (field.type, *get_args(field.type))]
     metas = [(name, meta) for name, part in parts for meta in getattr(part, "__metadata__", ())]
     return {name: meta.extra["clean"] for name, meta in metas if meta.extra}
-
-
-def tidy_named(record, name, text):
-    """Give a text as the field `name` of a record keeps it; raises `ValueError` with the field and what is wrong."""
-    try:
-        return cleaners(record)[name](text)
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from None
 
 
 def convert(data, record, prefix=""):
@@ -262,7 +262,7 @@ class BodiesPlugin(Plugin):
             data = kind.receive() if kind else None
             try:
                 for name in arguments:
-                    kwargs[name] = tidy_named(self.path, name, kwargs[name])
+                    kwargs[name] = self.path.tidy(name, kwargs[name])
                 if kind:
                     kwargs[body] = kind.build(data, {name: kwargs[name] for name in arguments})
             except ValueError as error:

@@ -27,6 +27,12 @@ def override():
     request.environ["REQUEST_METHOD"] = method_of(request.environ)
 
 
+def route_of(app, environ):
+    """Give the route that a request will take, before it is answered; raises the `HTTPError` where there is none."""
+    route, _ = app.match({**environ, "REQUEST_METHOD": method_of(environ)})
+    return route
+
+
 def method_of(environ):
     """Give the method that a request means; raises a 400 for another one in the header, or where it is no ``POST``."""
     if HEADER not in environ:

@@ -26,7 +26,7 @@ import msgspec
 
 from plugins import Plugin
 from plugins.answers import JSON, Answer
-from plugins.bodies import NOT_JSON, body_of, fields, tidy_named
+from plugins.bodies import NOT_JSON, body_of, fields
 from plugins.identity import changes
 from plugins.uploads import CSV_TYPE, NEITHER, TOO_MANY, Upload
 
@@ -148,7 +148,7 @@ class OpenAPIPlugin(Plugin):
             if body:
                 getattr(body, "record", body).build({}, {name: self.path.example[name] for name in arguments})
             for name in arguments:
-                tidy_named(self.path, name, "")
+                self.path.tidy(name, "")
         except ValueError as error:
             return str(error)
         return next((f"{each['name']}: is repeated" for each in parameters if each["in"] == "query"), None)
