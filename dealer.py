@@ -27,7 +27,7 @@ from urllib.parse import quote
 import argon2
 import msgspec
 from bottle import Bottle, HTTPError, request, response, static_file
-from sqlalchemy import CheckConstraint, Index, MetaData, Table
+from sqlalchemy import CheckConstraint, Index, MetaData, Table, exc
 from sqlalchemy.schema import CreateColumn
 
 from plugins.access import AccessPlugin, start_log
@@ -41,10 +41,9 @@ from plugins.listings import MAX_LIMIT, Feed, Listing, feed_parameters, listing_
 from plugins.methods import MethodsPlugin, route_of
 from plugins.metrics import MetricsPlugin
 from plugins.openapi import ASSETS, DOCS, POLICY, OpenAPIPlugin, header_parameter
-from plugins.postgresql import servers_of, shown
 from plugins.server import Lane, serve
 from plugins.settings import OneLineParser, SettingError, address, integer, load, one_of, options, origins, setting
-from plugins.storage import FAILURES, Database, StoragePlugin, column
+from plugins.storage import Database, StoragePlugin, column
 from plugins.uploads import CSV_TYPE, Upload
 
 DATABASES = "SQLite or PostgreSQL; several servers of one cluster as postgresql://user@one:5432,two:5433/db"
@@ -60,11 +59,20 @@ def database_url(text):
     """Give the URL of a database that is supported, with the driver that SQLAlchemy shall use."""
     scheme, _, rest = text.partition("://")
     if scheme in ("postgres", "postgresql", "postgresql+psycopg"):
+        from plugins.postgresql import servers_of  # only here, for its driver takes 9 MiB
+
         servers_of("postgresql://" + rest)
         return "postgresql+psycopg://" + rest
     if scheme != "sqlite" or not rest.startswith("/") or not rest.strip("/") or ":memory:" in rest or "?" in rest:
         raise ValueError("must be sqlite:///file or postgresql://user:password@host/database")
     return text
+
+
+def shown(url):
+    """Give a URL without its password and its parameters."""
+    scheme, _, rest = url.partition("?")[0].partition("://")
+    user, at, servers = rest.rpartition("@")
+    return f"{scheme}://{user.partition(':')[0]}{at}{servers}"
 
 
 def secret(text):
@@ -944,7 +952,7 @@ def open_database(settings, connections=0):
         db = Database(settings.database_url, metadata, connections)
         open_schema(db)
         db.engine.dispose()  # a process that is forked must not share a connection
-    except (*FAILURES, OSError, ValueError, TypeError) as error:
+    except (exc.SQLAlchemyError, OSError, ValueError, TypeError) as error:
         raise SettingError("DATABASE_URL: " + one_line(error)) from None
     return db
 
@@ -1029,7 +1037,7 @@ def on_accounts(command):
                 arguments["name"] = name = Credentials.tidy("username", name)
             with db.writing():
                 done = command(Users(db), settings, **arguments)
-        except (ValueError, *FAILURES) as error:
+        except (ValueError, exc.SQLAlchemyError) as error:
             raise CommandRefused(one_line(error)) from None
         finally:
             db.close()

@@ -12,7 +12,6 @@ how long one thread waits, whatever it asks.
 """
 
 import select
-import threading
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, as_completed, wait
 from math import inf
 from time import monotonic
@@ -23,20 +22,12 @@ from psycopg.pq import TransactionStatus
 from sqlalchemy import event
 from sqlalchemy.exc import InvalidatePoolError
 
+from plugins.storage import SILENCE, patience
+
 CONNECT = 2  # seconds for one address; psycopg takes no less
 STAGGER = 0.3  # seconds that a server is ahead of the next one (RFC 8305, "Happy Eyeballs")
 REACH = 4  # seconds for all servers, whatever their names stand for
 PAUSE = 1  # seconds after a failure in which no server is asked: what would connect fails at once
-SILENCE = 4.5  # seconds for a statement: longer than a server that lives lets it take
-
-
-class Patience(threading.local):
-    """Until when, by the monotonic clock, this thread waits for a server."""
-
-    end = inf
-
-
-patience = Patience()
 
 
 class Connection(psycopg.Connection):
@@ -129,10 +120,3 @@ def servers_of(url, **parameters):
         return [{**found, "host": host, "port": port} for host, port in pairs]
     except (psycopg.Error, ValueError):
         raise ValueError("cannot be read as a URL; what is special in a password must be percent-encoded") from None
-
-
-def shown(url):
-    """Give a URL without its password and its parameters."""
-    scheme, _, rest = url.partition("?")[0].partition("://")
-    user, at, servers = rest.rpartition("@")
-    return f"{scheme}://{user.partition(':')[0]}{at}{servers}"

@@ -38,7 +38,6 @@ from time import monotonic
 
 import dataset
 import msgspec
-import psycopg
 from bottle import HTTPError
 from dataset.util import QUERY_STEP, QueryError, ensure_strings
 from sqlalchemy import (
@@ -68,7 +67,6 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import GenericFunction
 
 from plugins import Parts, Plugin
-from plugins.postgresql import SILENCE, Servers, patience
 
 log = logging.getLogger("dealer")
 
@@ -81,9 +79,18 @@ POOL = {"max_overflow": 0, "pool_timeout": LOCK_SECONDS, "hide_parameters": True
 SQLITE = {"connect_args": {"timeout": LOCK_SECONDS, "isolation_level": None, "check_same_thread": False}}
 POSTGRES = {"paramstyle": "format"}
 TIMEOUTS = f"-c lock_timeout={LOCK_SECONDS}s -c statement_timeout={LOCK_SECONDS}s"
+SILENCE = 4.5  # seconds for a statement: longer than a server that lives lets it take
 PART = 1000  # rows in one statement for PostgreSQL, which answers each in time however long an upload takes
 READ_ONLY = ("25006", "0A000")  # what is said to a change by a server that was demoted, and by a standby
-FAILURES = (exc.SQLAlchemyError, sqlite3.Error, psycopg.Error)
+
+
+class Patience(threading.local):
+    """Until when, by the monotonic clock, this thread waits for a PostgreSQL that is silent."""
+
+    end = inf
+
+
+patience = Patience()
 
 
 class State(threading.local):
@@ -112,6 +119,8 @@ class Database(dataset.Database):
         if on_sqlite:
             event.listen(self.engine, "connect", add_fold)
         else:
+            from plugins.postgresql import Servers  # only here, for its driver takes 9 MiB
+
             Servers(url.replace("+psycopg", "", 1), options=TIMEOUTS).connect_for(self.engine)
         self.declared = (metadata or MetaData()).tables
         self.dbapi = self.engine.dialect.loaded_dbapi
@@ -231,7 +240,10 @@ class Database(dataset.Database):
             yield self
             end(self.detach(), commit=True)
         except BaseException as error:
-            end(self.detach(), commit=False, sound=not isinstance(error, FAILURES))
+            fault = isinstance(error, self.dbapi.Error)
+            end(self.detach(), commit=False, sound=not fault and not isinstance(error, exc.SQLAlchemyError))
+            if fault:  # straight from the driver
+                raise exc.DBAPIError(None, None, error) from error
             raise
         finally:
             state.writing, state.single = outer
@@ -673,7 +685,7 @@ class StoragePlugin(Plugin):
                     finally:
                         db.settle()
                     return stream_or_whole(result, db) if isgenerator(result) else result
-            except FAILURES as error:
+            except exc.SQLAlchemyError as error:
                 raise unavailable(error, db.dbapi, writing) from error
 
         return wrapper
