@@ -16,7 +16,10 @@ Each field has a parser, which takes the text that was given and raises `ValueEr
 import argparse
 import dataclasses
 import re
+from functools import partial
 from ipaddress import ip_address
+
+from plugins.bodies import whole_number
 
 ORIGIN = re.compile(r"\*|https?://[a-z0-9.-]+(:[0-9]+)?|https?://\[[0-9a-f:]+\](:[0-9]+)?")
 
@@ -68,13 +71,7 @@ class OneLineParser(argparse.ArgumentParser):
 
 def integer(low, high):
     """Give a parser of whole numbers from `low` to `high`."""
-
-    def parse(text):
-        if not (text.isascii() and text.isdigit() and len(text) < 20 and low <= int(text) <= high):
-            raise ValueError(f"must be a whole number from {low} to {high}")
-        return int(text)
-
-    return parse
+    return partial(whole_number, low=low, high=high)
 
 
 def one_of(*choices):
