@@ -545,14 +545,13 @@ def free_port():
         return listener.getsockname()[1]
 
 
-def start_server(url, folder):
+def start_server(url, folder, **settings):
     """Start the server, and wait until it takes connections."""
     port = free_port()
     command = [sys.executable, str(HERE / "dealer.py"), "--port", str(port)]
     with open(folder / "server.log", "ab") as log:
-        process = subprocess.Popen(
-            command, stdout=log, stderr=log, env=environment(DATABASE_URL=url, JWT_SECRET=SECRET)
-        )
+        settings = environment(DATABASE_URL=url, JWT_SECRET=SECRET, **settings)
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=settings)
     for _ in range(200):
         try:
             socket.create_connection(("127.0.0.1", port)).close()
@@ -567,9 +566,9 @@ def start_server(url, folder):
 
 
 @contextmanager
-def running_server(url, folder):
+def running_server(url, folder, **settings):
     """Give a server that is ended after."""
-    server = start_server(url, folder)
+    server = start_server(url, folder, **settings)
     try:
         yield server
     finally:

@@ -1,12 +1,14 @@
 """What `GET /metrics` tells, read by a parser of Prometheus' text format."""
 
+import sqlite3
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
 import pytest
 import webtest
 from prometheus_client.parser import text_string_to_metric_families
 
-from conftest import CAR, CREDENTIALS, TestApp, assert_error
+from conftest import CAR, CREDENTIALS, TestApp, assert_error, running_server, sqlite_store
 
 
 def series(text):
@@ -83,6 +85,23 @@ def test_answer_in_parts_is_counted_at_its_end(make_app, database, account):
 
     assert counted not in before
     assert series(client.get("/metrics").text)[counted] == 1
+
+
+def test_requests_that_wait_are_told_by_lane(tmp_path, account):
+    """While another program holds SQLite's lock for writers, one change is at work on it and the others wait."""
+    store = sqlite_store(tmp_path)
+    with running_server(store.url, tmp_path, METRICS="on") as server, ThreadPoolExecutor(3) as pool:
+        store.insert("users", account.row)
+        server = server._replace(token=account.token)
+        with closing(sqlite3.connect(tmp_path / "dealer.db", isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            answers = [pool.submit(server.request, "POST", f"/auto/{number}", CAR) for number in range(3)]
+            waiting = (series(server.request("GET", "/metrics").text) for _ in range(1000))
+            found = next(found for found in waiting if found[("requests_waiting", "writes")] == 2)
+
+        assert found[("requests_waiting", "uploads")] == 0
+        assert [answer.result().status_int for answer in answers] == [201] * 3
+        assert series(server.request("GET", "/metrics").text)[("requests_waiting", "writes")] == 0
 
 
 def test_connections_are_no_more_than_there_may_be(measured):

@@ -19,7 +19,7 @@ from conftest import MIB, NO_OBJECT, NUMBER, SECRET, TestApp, assert_headers, le
 from plugins.access import AccessPlugin
 from plugins.answers import Answer, AnswersPlugin
 from plugins.bodies import BodiesPlugin, Number, Record, Text
-from plugins.identity import IdentityPlugin
+from plugins.identity import IdentityPlugin, MayOnlyRead
 from plugins.storage import SHAPES, Database, StoragePlugin
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -628,6 +628,28 @@ def test_identity_lets_everyone_to_what_is_public(identifying):
 
 def test_identity_is_confirmed(identifying):
     identify(identifying, "mallory").get("/secret", status=401)
+
+
+@pytest.mark.parametrize(
+    ("method", "declared", "status"),
+    [
+        *[(method, {}, 403) for method in ("POST", "PUT", "PATCH", "DELETE", "SELL")],
+        *[(method, {"readers": True}, 200) for method in ("POST", "PUT", "PATCH", "DELETE", "SELL")],
+        *[("GET", {}, 200), ("HEAD", {}, 200), ("POST", {"public": True}, 200)],
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Unknown REQUEST_METHOD")
+def test_identity_closes_to_readers_what_changes_unless_told(plain, method, declared, status):
+    plugin = IdentityPlugin(SECRET, 60, lambda claims, changing, refuse: changing and refuse({"role": "reader"}))
+    plain.install(AnswersPlugin({MayOnlyRead: Answer(403, {"Error": "Read only"})}))
+    plain.install(plugin)
+    plain.route("/new", method.replace("HEAD", "GET"), nothing, **declared)
+
+    answer = TestApp(plain).request(
+        "/new", method=method, headers={"Authorization": "Bearer " + plugin.make("alice")}, status="*"
+    )
+
+    assert answer.status_int == status
 
 
 def test_identity_is_confirmed_each_time(plain):
