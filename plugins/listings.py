@@ -57,39 +57,6 @@ OPERATORS = {  # in dataset's words, but for the first, and what they mean
 }
 
 
-def read_parameters(query):
-    """Give the parameters of a query string (latin-1, as WSGI has it) as a dictionary; raises a 400."""
-    try:
-        text = query.encode("latin-1").decode()
-        pairs = parse_qsl(text, True, strict_parsing=bool(text), errors="strict", max_num_fields=MAX_VALUES)
-    except ValueError:
-        raise HTTPError(400, "query: must be name=value pairs in UTF-8") from None
-    parameters = {}
-    for name, value in pairs:
-        if name in parameters:
-            raise HTTPError(400, f"{shown(name)}: is repeated")
-        parameters[name] = value
-    return parameters
-
-
-def read_integer(parameters, name, low, high=MAX_INTEGER, default=None):
-    """Take a whole number from `low` to `high` out of parameters; raises a 400 that names it."""
-    text = parameters.pop(name, None)
-    if text is None:
-        return default
-    try:
-        return whole_number(text, low, high)
-    except ValueError as error:
-        raise HTTPError(400, f"{name}: {error}") from None
-
-
-def refuse_others(parameters):
-    """Raise a 400 for the first parameter that nobody took."""
-    for name in parameters:
-        hint = HINTS.get(name)
-        raise HTTPError(400, f"{shown(name)}: unknown parameter" + (f"; {hint}" if hint else ""))
-
-
 def listing_parameters(record):
     """Describe the parameters of a `Listing` (OpenAPI)."""
     names = ", ".join(fields(record))
@@ -117,7 +84,37 @@ def feed_parameters():
 
 
 class Paged:
-    """What a query string with ``parameters`` asks of a table, ``limit`` rows at once; `behind` names a place in it."""
+    """What a query string asks of a table, ``limit`` rows at once; `behind` names a place in it.
+
+    Each of its ``parameters`` is there once; ``rest`` are those that nobody has taken yet. A refused one is a 400.
+    """
+
+    def __init__(self, query):
+        """Read a query string (latin-1, as WSGI has it)."""
+        try:
+            text = query.encode("latin-1").decode()
+            pairs = parse_qsl(text, True, strict_parsing=bool(text), errors="strict", max_num_fields=MAX_VALUES)
+        except ValueError:
+            raise HTTPError(400, "query: must be name=value pairs in UTF-8") from None
+        self.parameters = {}
+        for name, value in pairs:
+            if name in self.parameters:
+                raise HTTPError(400, f"{shown(name)}: is repeated")
+            self.parameters[name] = value
+        self.rest = dict(self.parameters)
+
+    def take_integer(self, name, low, high=MAX_INTEGER):
+        """Take a whole number from `low` to `high`, None where it was not given."""
+        try:
+            return whole_number(self.rest.pop(name), low, high) if name in self.rest else None
+        except ValueError as error:
+            raise HTTPError(400, f"{name}: {error}") from None
+
+    def refuse_rest(self):
+        """Refuse what is left."""
+        for name in self.rest:
+            hint = HINTS.get(name)
+            raise HTTPError(400, f"{shown(name)}: unknown parameter" + (f"; {hint}" if hint else ""))
 
     def page(self, path, rows):
         """Give the rows of a page; where there is one more, ``Link`` names the next page (RFC 8288)."""
@@ -132,12 +129,11 @@ class Feed(Paged):
     """What a query string asks of a table of entries: ``find`` are arguments by name for `plugins.storage.Table`."""
 
     def __init__(self, query):
-        """Read a query string; raises a 400 that names the parameter."""
-        self.parameters = read_parameters(query)
-        rest = dict(self.parameters)
-        self.limit = read_integer(rest, "limit", 1, MAX_LIMIT, default=100)
-        ids = {">": read_integer(rest, "after", 0), "<": read_integer(rest, "before", 0)}
-        refuse_others(rest)
+        """Read a query string."""
+        super().__init__(query)
+        self.limit = self.take_integer("limit", 1, MAX_LIMIT) or 100
+        ids = {">": self.take_integer("after", 0), "<": self.take_integer("before", 0)}
+        self.refuse_rest()
         self.rising = ids[">"] is not None
         ids = {operator: id for operator, id in ids.items() if id is not None}
         self.find = {"id": ids, "order_by": "id" if self.rising else "-id", "_limit": self.limit + 1}
@@ -156,14 +152,14 @@ class Listing(Paged):
     """
 
     def __init__(self, query, record, key, accept):
-        """Read a query string, and what ``Accept`` asks for; raises a 400 that names the parameter."""
+        """Read a query string, and what ``Accept`` asks for."""
+        super().__init__(query)
         self.record = record
         self.key = key
-        self.parameters = read_parameters(query)
-        rest = dict(self.parameters)
+        rest = self.rest
         self.as_csv = wants_csv(rest.pop("format", None), accept)
         self.is_plain = not rest
-        self.limit = read_integer(rest, "limit", 1, MAX_LIMIT)
+        self.limit = self.take_integer("limit", 1, MAX_LIMIT)
         self.order = self.read_order(rest.pop("order_by", key))
         after = rest.pop("after", None)
         self.first = after is None
@@ -173,7 +169,7 @@ class Listing(Paged):
             self.add_filter("search", "|".join(filter(self.is_text, fields(record))), "contains", rest.pop("search"))
         for parameter in [each for each in rest if each.partition("__")[0] in fields(record)]:
             self.add_filter(parameter, *self.read_name(parameter), rest.pop(parameter))
-        refuse_others(rest)
+        self.refuse_rest()
         order = [f"-{name}" if falling else name for name, falling in self.order]
         self.find = {**self.filters, "order_by": order, "_after": position, "_columns": fields(record)}
 
