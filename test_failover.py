@@ -386,7 +386,7 @@ def test_standby_that_takes_over_has_every_acknowledged_change(launch, pair, num
         standby.promote()
         goal = acknowledged(clients) + 50
         seconds = wait_for(lambda: acknowledged(clients) > goal)
-    primary.signal(signal.SIGKILL)
+    primary.end()
 
     assert_nothing_lost(Database(standby.url), clients)
     slowest = max(client.slowest for client in clients)
