@@ -33,7 +33,7 @@ from plugins import Plugin
 
 LIMIT = 1024 * 1024
 NOT_JSON = "Content-Type must be application/json"
-JSON_TYPE = re.compile(r"application/(json|[\w.!#$&^-]+\+json)", re.ASCII)
+is_json = re.compile(r"application/(json|[\w.!#$&^-]+\+json)", re.ASCII).fullmatch  # a media type
 JOINERS = "\u200c\u200d"  # Persian and the scripts of India need them
 # Control and format characters (Unicode Cc and Cf) but the joiners, for regular expressions here and in JSON Schema.
 INVISIBLE = (
@@ -132,7 +132,7 @@ class Record(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     def receive(cls):
         """Give what the JSON body holds, whatever it is; of a key that is repeated the last one counts."""
         body = read_body(cls.limit)
-        if not JSON_TYPE.fullmatch(content_type()):
+        if not is_json(content_type()):
             raise HTTPError(415, NOT_JSON)
         try:
             return decoder.decode(body.decode())
@@ -142,9 +142,9 @@ class Record(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     @classmethod
     def build(cls, data, arguments):
         """Give the record of a body and of the path's arguments, which may say the same, but nothing else."""
-        if isinstance(data, dict):
-            data = {**arguments, **data}
-        record = convert(data, cls, "body: ")
+        if not isinstance(data, dict):
+            raise ValueError("body: must be a JSON object")
+        record = convert({**arguments, **data}, cls)
         for name, value in arguments.items():
             if getattr(record, name) != value:
                 raise ValueError(f"{name}: must be the same as in the path")
@@ -212,18 +212,18 @@ def cleaners(record):
     return {name: meta.extra["clean"] for name, meta in metas if meta.extra}
 
 
-def convert(data, record, prefix=""):
+def convert(data, record):
     """Make a record of what JSON gave; raises `ValueError` with a sentence that names the field."""
     try:
         return msgspec.convert(data, record)
     except (msgspec.ValidationError, UnicodeEncodeError) as error:  # the latter for a lone surrogate in a name
-        raise ValueError(misfit(data, fields(record), prefix) or reason(str(error))) from None
+        raise ValueError(misfit(data, fields(record)) or reason(str(error))) from None
 
 
-def misfit(data, known, prefix):
+def misfit(data, known):
     """Tell which name of what JSON gave does not fit a record of the `known` fields, or None."""
     if not isinstance(data, dict):
-        return f"{prefix}must be a JSON object"
+        return "must be a JSON object"
     unknown = (f"{shown(name)}: unknown field" for name in data if name not in known)
     missing = (f"{name}: is missing" for name, field in known.items() if field.required and name not in data)
     return next(chain(unknown, missing), None)

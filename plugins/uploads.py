@@ -26,18 +26,7 @@ import msgspec
 from bottle import HTTPError
 from msgspec import structs
 
-from plugins.bodies import (
-    DIGITS,
-    JSON_TYPE,
-    LIMIT,
-    cleaners,
-    content_type,
-    convert,
-    decoder,
-    fields,
-    integers,
-    read_body,
-)
+from plugins.bodies import DIGITS, LIMIT, cleaners, content_type, convert, decoder, fields, integers, is_json, read_body
 
 CSV_TYPE = "text/csv"
 NEITHER = "Content-Type must be application/json or text/csv"
@@ -65,7 +54,7 @@ class Upload:
     def receive(cls):
         """Give the body and its type; raises the 400, 413 or 415 of one that cannot be read."""
         body, kind = read_body(cls.limit), content_type()
-        if kind != CSV_TYPE and not JSON_TYPE.fullmatch(kind):
+        if kind != CSV_TYPE and not is_json(kind):
             raise HTTPError(415, NEITHER)
         return body, kind
 
