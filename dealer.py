@@ -15,12 +15,10 @@ import pwd
 import secrets
 import sqlite3
 import sys
-from contextlib import closing, suppress
 from datetime import UTC, datetime
 from functools import partial, wraps
 from inspect import signature
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import Literal
 from urllib.parse import quote
 
@@ -35,15 +33,16 @@ from plugins.answers import JSON, Answer, AnswersPlugin, Data
 from plugins.bodies import MAX_INTEGER, BodiesPlugin, Number, Password, Record, Text, fields, given, integers, some_of
 from plugins.cors import CorsPlugin
 from plugins.entity_tags import entity_tag, send_tag, wanted_version
+from plugins.files import copy, keep_private, key_beside
 from plugins.guesses import NAME_LIMIT, Guesses, TooManyAttempts, guesses_table
 from plugins.identity import IdentityPlugin, MayOnlyRead
 from plugins.listings import MAX_LIMIT, Feed, Listing, feed_parameters, listing_parameters
-from plugins.methods import MethodsPlugin, route_of
 from plugins.metrics import MetricsPlugin
 from plugins.openapi import ASSETS, DOCS, POLICY, OpenAPIPlugin, header_parameter
+from plugins.routing import MethodsPlugin, admits, lane_of
 from plugins.server import Lane, serve
 from plugins.settings import OneLineParser, SettingError, address, integer, load, one_of, options, origins, setting
-from plugins.storage import Database, StoragePlugin, column
+from plugins.storage import Database, StoragePlugin, column, one_line, shown
 from plugins.uploads import CSV_TYPE, Upload
 
 DATABASES = "SQLite or PostgreSQL; several servers of one cluster as postgresql://user@one:5432,two:5433/db"
@@ -66,13 +65,6 @@ def database_url(text):
     if scheme != "sqlite" or not rest.startswith("/") or not rest.strip("/") or ":memory:" in rest or "?" in rest:
         raise ValueError("must be sqlite:///file or postgresql://user:password@host/database")
     return text
-
-
-def shown(url):
-    """Give a URL without its password and its parameters."""
-    scheme, _, rest = url.partition("?")[0].partition("://")
-    user, at, servers = rest.rpartition("@")
-    return f"{scheme}://{user.partition(':')[0]}{at}{servers}"
 
 
 def secret(text):
@@ -107,35 +99,10 @@ def file_of(url):
 
 def signing_key(file):
     """Give the key that signs tokens with SQLite: made once at random, and kept beside the database's file."""
-    path = file.with_name(file.name + ".secret")
     try:
-        if not path.exists():
-            keep_secret(path, secrets.token_hex(32))
-        if os.name == "posix" and path.stat().st_mode & 0o077:
-            raise ValueError("must be for its owner only (chmod 600)")
-        return secret(path.read_text().strip())
+        return secret(key_beside(file))
     except (OSError, ValueError) as error:
-        raise SettingError(f"JWT_SECRET: {path.name}: {getattr(error, 'strerror', None) or error}") from None
-
-
-def keep_secret(path, text):
-    """Write a file that only its owner can read, whole or not at all: who comes second leaves it as it is."""
-    with NamedTemporaryFile("w", dir=path.parent) as draft, suppress(FileExistsError):
-        draft.write(text)
-        draft.flush()
-        os.link(draft.name, path)
-
-
-def keep_private(path):
-    """Make a database's file where there is none, and take it, and what SQLite keeps beside it, from all but its owner.
-
-    Git leaves it readable for all. What is somebody else's is theirs.
-    """
-    path.touch(0o600)
-    for file in (path, path.with_name(path.name + "-wal"), path.with_name(path.name + "-shm")):
-        with suppress(PermissionError):
-            if file.is_file():
-                file.chmod(file.stat().st_mode & 0o700)
+        raise SettingError(f"JWT_SECRET: {file.name}.secret: {getattr(error, 'strerror', None) or error}") from None
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -182,17 +149,16 @@ class NewCredentials(Credentials):
     username: Text(80, stripped=True)
 
 
-class NewPassword(Record):
-    """The password that an account has, and the one it shall have."""
-
-    password: Password(1024)
-    new_password: Password(1024)
-
-
 class Confirmation(Record):
     """The password of an account, which is asked for once more."""
 
     password: Password(1024)
+
+
+class NewPassword(Confirmation):
+    """The password that an account has, and the one it shall have."""
+
+    new_password: Password(1024)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -298,17 +264,12 @@ def bring_up(db, version):
 # ----------------------------------------------------------------------------------------------------------------------
 
 
-class RegistrationClosed(Exception):
-    """Accounts are made at the console only."""
-
-
 class Users:
     """The accounts. No transaction is open for the 30 ms that a hash takes."""
 
-    def __init__(self, db, registration="open", on_failure=None):
-        """Take the database, who may register (`Settings`), and what is called for each failed login."""
+    def __init__(self, db, on_failure=None):
+        """Take the database, and what is called for each failed login."""
         self.db = db
-        self.registration = registration
         self.on_failure = on_failure
         self.accounts = db["users"]
         self.guesses = Guesses(db["failures"], NAME_LIMIT)
@@ -316,17 +277,12 @@ class Users:
         self.hasher = argon2.PasswordHasher(time_cost=2, memory_cost=19456, parallelism=1)  # OWASP's first choice
         self.decoy = self.hasher.hash(secrets.token_hex())
 
-    def register(self, username, password, address):
-        """Create an account where everybody may, counted as a registration; gives whether the name was free.
-
-        Raises `RegistrationClosed` or `TooManyAttempts`.
-        """
-        if self.registration == "closed":
-            raise RegistrationClosed
+    def register(self, username, password, role, address):
+        """Create an account, counted as a registration; gives whether the name was free. Raises `TooManyAttempts`."""
         with self.db.reading():
             self.registrations.check(username, address)
             taken = self.accounts.find_one(username=username)
-        created = not taken and self.create(username, password, EDITOR if self.registration == "open" else READER)
+        created = not taken and self.create(username, password, role)
         self.registrations.record(username, address)
         return created
 
@@ -378,20 +334,10 @@ class Users:
         with self.db.writing(single=True):
             return bool(self.accounts.update(row, ["username"], password=user["password"], session=user["session"]))
 
-    def log_out(self, username):
-        """End every token of an account."""
-        self.set(username, session=new_session())
-
     def set(self, username, **values):
         """Change an account, whoever asks for it; raises `ValueError` where there is none."""
         with self.db.writing(single=True):
             if not self.accounts.update({"username": username, **values}, ["username"]):
-                raise ValueError("No user has that name")
-
-    def remove(self, username):
-        """Remove an account, whoever asks for it; raises `ValueError` where there is none."""
-        with self.db.writing(single=True):
-            if not self.accounts.delete(username=username):
                 raise ValueError("No user has that name")
 
     def delete(self, username, password, address):
@@ -453,10 +399,6 @@ class NoAutos(LookupError):
     """There is no car at all."""
 
 
-class AutoExists(ValueError):
-    """There is a car with that mark already."""
-
-
 class AutoChanged(ValueError):
     """The car is no longer the one that was read."""
 
@@ -501,12 +443,10 @@ class Autos:
         return car
 
     def create(self, car, by):
-        """Add a car; raises `AutoExists`."""
+        """Add a car; gives whether there was none with its mark."""
         row = {**car, "version": new_version()}
         with self.db.writing(single=True):
-            created = self.cars.insert_ignore(row, ["mark"], _entry=act("created", by))
-        if not created:
-            raise AutoExists(car["mark"])
+            return bool(self.cars.insert_ignore(row, ["mark"], _entry=act("created", by)))
 
     def update(self, mark, values, by, version=ANY):
         """Change some or all values of a car; raises `UnknownAuto` or `AutoChanged`."""
@@ -678,7 +618,10 @@ def lane_of_stock(query):
 def register(credentials: NewCredentials, users, settings):
     """Create an account."""
     check_length("password", credentials.password, settings.password_min)
-    created = users.register(credentials.username, credentials.password, client_address())
+    if settings.registration == "closed":
+        raise REGISTRATION_CLOSED.error()
+    role = EDITOR if settings.registration == "open" else READER
+    created = users.register(credentials.username, credentials.password, role, client_address())
     return USER_CREATED if created else USER_EXISTS  # not raised: that would forget that it counts
 
 
@@ -712,7 +655,7 @@ def change_password(passwords: NewPassword, identity, users, settings):
 @routes.post("/logout", readers=True, lane="writes", answers=[LOGGED_OUT])
 def log_out(identity, users):
     """End every token of one's account."""
-    users.log_out(identity)
+    users.set(identity, session=new_session())
     return LOGGED_OUT
 
 
@@ -736,7 +679,8 @@ def create_auto(mark, car: Car, identity, autos):
     """Add one car."""
     if "If-Match" in request.headers and not autos.known([mark]):
         raise AutoChanged(mark)  # there is nothing yet to match
-    autos.create(given(car), by=identity)
+    if not autos.create(given(car), by=identity):
+        raise AUTO_EXISTS.error()
     response.set_header("Location", "/auto/" + quote(mark, safe=""))
     return AUTO_CREATED
 
@@ -769,7 +713,11 @@ def list_stock(autos):
     listing = Listing(request.query_string, Car, "mark", request.environ.get("HTTP_ACCEPT", JSON))
     response.set_header("Vary", "Accept")
     send_tag(f"{version}-{'csv' if listing.as_csv else 'json'}")
-    return page_of_stock(listing, autos) if listing.limit else whole_stock(listing, autos, version)
+    if not listing.limit:
+        return whole_stock(listing, autos, version)
+    if listing.first:
+        response.set_header("X-Total-Count", autos.count(listing))
+    return listing.parts(listing.page("/stock", autos.page(listing)), STOCK_FILE)
 
 
 @routes.post("/stock", lane="uploads", answers=[autos_created(103)])
@@ -851,13 +799,6 @@ def whole_stock(listing, autos, version):
     return listing.parts(autos.rows(listing), STOCK_FILE) if array is None else msgspec.Raw(array)
 
 
-def page_of_stock(listing, autos):
-    """Give a page of the cars that match, and name the next one."""
-    if listing.first:
-        response.set_header("X-Total-Count", autos.count(listing))
-    return listing.parts(listing.page("/stock", autos.page(listing)), STOCK_FILE)
-
-
 def client_address():
     """Give the address that a request comes from (Bottle's own attribute believes headers that anybody can send)."""
     return request.environ.get("REMOTE_ADDR", "-")
@@ -873,27 +814,19 @@ def check_length(name, password, least):
 # Application
 # ----------------------------------------------------------------------------------------------------------------------
 
-
 ABOUT = {
     "title": "Car dealer API",
     "version": "1.0",
     "description": "Register, log in with `POST /auth`, and try the rest: the page keeps the token that you get.",
 }
-TAGS = {  # of the first step of a path
-    **dict.fromkeys(("register", "auth", "account", "logout"), "Accounts"),
-    "auto": "Cars",
-    "stock": "Stock",
-    "history": "History",
-    "health": "Service",
-}
+TAGS = dict.fromkeys(("register", "auth", "account", "logout"), "Accounts")  # of the first step of a path
+TAGS |= {"auto": "Cars", "stock": "Stock", "history": "History", "health": "Service"}
 EXPOSED_HEADERS = ("ETag", "Link", "Location", "Retry-After", "X-Request-ID", "X-Total-Count")
 REFUSALS = {
-    RegistrationClosed: REGISTRATION_CLOSED,
     TooManyAttempts: TOO_MANY_ATTEMPTS,
     NoAutos: NO_AUTOS,
     MayOnlyRead: MAY_ONLY_READ,
     UnknownAuto: AUTO_NOT_FOUND,
-    AutoExists: AUTO_EXISTS,
     AutoChanged: AUTO_CHANGED,
 }
 
@@ -915,7 +848,7 @@ def create_app(settings=None):
     db = open_database(settings, connections)
     key = settings.jwt_secret or signing_key(file)
     metrics = MetricsPlugin() if settings.metrics == "on" else None
-    users = Users(db, settings.registration, metrics and metrics.failed_logins.inc)
+    users = Users(db, metrics and metrics.failed_logins.inc)
     history, autos = History(db), Autos(db)
     hidden = ("/register",) if settings.registration == "closed" else ()
     app = Bottle()
@@ -937,11 +870,6 @@ def create_app(settings=None):
         own = {name: route.config[name] for name in DECLARED if name in route.config}
         app.route(route.rule, route.method, route.callback, **own)
     return app
-
-
-def one_line(error):
-    """Give what an error of the database says in one line."""
-    return " ".join(str(getattr(error, "orig", error)).split())
 
 
 def open_database(settings, connections=0):
@@ -983,15 +911,6 @@ def lanes_of(settings):
     }
 
 
-def lane_of(app, environ):
-    """Name the queue of workers that the route of a request declares; what asks no database has none, or no route."""
-    try:
-        lane = route_of(app, environ).config.get("lane", "documents")
-        return lane(environ["QUERY_STRING"]) if callable(lane) else lane
-    except HTTPError:
-        return "documents"
-
-
 def run_server(settings):
     """Serve the application until SIGTERM or Ctrl-C."""
     app = create_app(settings)
@@ -1001,7 +920,7 @@ def run_server(settings):
             host=settings.host,
             port=settings.port,
             lanes=lanes_of(settings),
-            lane_of=partial(lane_of, app),
+            lane_of=partial(lane_of, app, "documents"),
             limit_of=lambda method, path: Inventory.limit if path == "/stock" else Record.limit,
             admits=partial(admits, app),
             ready=lambda address: print(f"Listening on {address}, database {shown(settings.database_url)}", flush=True),
@@ -1011,14 +930,6 @@ def run_server(settings):
         raise SettingError(f"HOST, PORT: {settings.host}:{settings.port}: {reason}") from None
     finally:
         app.close()
-
-
-def admits(app, environ):
-    """Tell, before a long body is read, whether its request gets as far as that; if not, the application says why."""
-    identity = next(plugin for plugin in app.plugins if isinstance(plugin, IdentityPlugin))
-    with suppress(Exception):
-        return bool(route_of(app, environ).config.get("public") or identity.claims(environ))
-    return False
 
 
 class CommandRefused(Exception):
@@ -1089,7 +1000,8 @@ def set_role(users, settings, name, role):
 @on_accounts
 def delete_user(users, settings, name):
     """Remove an account, and with it every token."""
-    users.remove(name)
+    if not users.accounts.delete(username=name):
+        raise ValueError("No user has that name")
     return "User deleted"
 
 
@@ -1115,16 +1027,10 @@ def back_up(settings, file):
     if not source:
         raise CommandRefused("use pg_dump to back up PostgreSQL")
     try:
-        os.close(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+        copy(source, file)
     except OSError as error:
         raise CommandRefused(f"{file}: {error.strerror}") from None
-    try:
-        live = sqlite3.connect(source.resolve().as_uri() + "?mode=ro", uri=True)
-        live.execute("PRAGMA schema_version")
-        with closing(live), closing(sqlite3.connect(file)) as copy:
-            live.backup(copy)  # all pages in one go, so of one moment
     except sqlite3.Error as error:
-        os.unlink(file)
         raise CommandRefused(f"cannot copy {source} to {file}: {error}") from None
 
 

@@ -5,15 +5,15 @@ Of those that wrap callbacks the one installed first is outermost. The car deale
 - ``cors``: which pages may call from other origins;
 - ``access``: request ids, common headers and the access log, around the whole application;
 - ``answers``: what handlers return, and everything that is raised, becomes JSON;
-- ``methods``: ``POST`` that stands for another method;
+- ``routing``: ``POST`` that stands for another method;
 - ``storage``: one transaction of a ``dataset`` database per request;
 - ``identity``: who calls, from a JSON Web Token; routes are protected unless declared public;
 - ``bodies`` and ``uploads``: request bodies, checked against the record that a handler declares;
 - ``openapi``: the description of the application, made from all that;
 - ``metrics``: how many requests there were, how long they took and what waits.
 
-No plugins, but as free of cars: ``settings``, ``listings``, ``entity_tags``, ``guesses``, and ``server``, by which
-waitress serves the application.
+No plugins, but as free of cars: ``settings``, ``files``, ``listings``, ``entity_tags``, ``guesses``, and ``server``,
+by which waitress serves the application.
 """
 
 from contextlib import ExitStack

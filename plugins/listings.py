@@ -132,7 +132,7 @@ class Feed(Paged):
         """Read a query string."""
         super().__init__(query)
         self.limit = self.take_integer("limit", 1, MAX_LIMIT) or 100
-        ids = {">": self.take_integer("after", 0), "<": self.take_integer("before", 0)}
+        ids = {"<": self.take_integer("before", 0), ">": self.take_integer("after", 0)}
         self.refuse_rest()
         self.rising = ids[">"] is not None
         ids = {operator: id for operator, id in ids.items() if id is not None}

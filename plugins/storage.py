@@ -706,6 +706,18 @@ def stream_or_whole(parts, db):
     return answer
 
 
+def shown(url):
+    """Give a URL without its password and its parameters."""
+    scheme, _, rest = url.partition("?")[0].partition("://")
+    user, at, servers = rest.rpartition("@")
+    return f"{scheme}://{user.partition(':')[0]}{at}{servers}"
+
+
+def one_line(error):
+    """Give what an error of the database says in one line."""
+    return " ".join(str(getattr(error, "orig", error)).split())
+
+
 def unavailable(error, dbapi, writing):
     """Give the 503 for a database that cannot serve now; raises `error` again where it is a fault of the program."""
     cause = getattr(error, "orig", error)
@@ -715,5 +727,5 @@ def unavailable(error, dbapi, writing):
     passing = passing or (writing and getattr(cause, "sqlstate", None) in READ_ONLY)
     if not passing or getattr(cause, "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR:
         raise error
-    log.error("database: %s", " ".join(str(cause).split()))
+    log.error("database: %s", one_line(error))
     return HTTPError(503, "Database is not available. Try again later", Retry_After="1")
