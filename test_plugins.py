@@ -352,7 +352,7 @@ def test_storage_gives_what_was_made_of_the_database(plain, db):
     assert TestApp(plain).get("/").json == {"notes": "resource"}
 
 
-def test_second_storage_plugin_with_the_keyword_is_refused(storing, db):
+def test_second_storage_plugin_is_refused(storing, db):
     with pytest.raises(PluginError):
         storing.install(StoragePlugin(db))
 
@@ -692,7 +692,7 @@ def test_identity_remembers_no_more_than_some_tokens():
     assert grown < MIB, "for 1,100 tokens of 5 KiB"
 
 
-def test_second_identity_plugin_with_the_keyword_is_refused(plain):
+def test_second_identity_plugin_is_refused(plain):
     plain.install(IdentityPlugin(SECRET, ttl=60, confirm=lambda *given: None))
 
     with pytest.raises(PluginError):
