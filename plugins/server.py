@@ -12,10 +12,9 @@ The life of a connection, a `Channel`. Workers make the moves that are marked (w
   Nothing comes: → closed.
 - *waiting*: ``requests`` begins with it; a lane's queue has the channel, or `Loop.own`, where the loop is to answer
   (`Loop.add_task`). Its turn comes (w), or its patience ends, and the loop refuses it (`Loop.tend`): → answering.
-- *answering*: ``outbufs`` keeps what its client has not taken. Done (w): → waiting, where the next request came along;
-  → reading, once all is sent; → flushing, where it was the last. More than `Limits.output` lies here for all clients
+- *answering*: ``outbufs`` keeps what its client has not taken. Done (w): → waiting, where the next request came along.
+  All is sent: → reading, or → lingering, where it was the last. More than `Limits.output` lies here for all clients
   together, and this one took nothing for longest: → closed (`Loop.make_room`).
-- *flushing*: ``close_when_flushed`` is set. All is sent: → lingering.
 - *lingering*: it has said that nothing follows, and reads on to no purpose, until ``hangup`` or the client closes, too.
 
 A connection that is closed with an answer in hand is reset, so that no client takes a part for the whole. What is used
@@ -32,6 +31,7 @@ import time
 from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass
+from math import inf
 
 from waitress import wasyncore
 from waitress.adjustments import Adjustments
@@ -39,7 +39,7 @@ from waitress.channel import HTTPChannel
 from waitress.parser import HTTPRequestParser, ParsingError
 from waitress.server import TcpWSGIServer
 from waitress.task import ThreadedTaskDispatcher, WSGITask
-from waitress.utilities import BadRequest, Error
+from waitress.utilities import Error
 
 log = logging.getLogger("dealer.server")
 
@@ -52,7 +52,6 @@ SENTENCES = {  # in the place of waitress' own, which repeat the input
     501: "Transfer-Encoding is not supported",
 }
 CODING = re.compile(rb"\r\ntransfer-encoding:([^\r\n]*)", re.IGNORECASE)
-LENGTH = re.compile(rb"\r\ncontent-length:", re.IGNORECASE)
 AMBIGUOUS = re.compile(rb"\n[ \t]|\A[^\n]*[\x00-\x09\x0b\x0c\x0e-\x1f\x7f]")  # folded lines; control in the first
 HOST = re.compile(r"[\w.~%!$&'()*+;=:\[\]-]*", re.ASCII)
 
@@ -78,16 +77,8 @@ class Lane:
     """Threads for one kind of work, and how many seconds a request may wait for one of them."""
 
     threads: int  # without any the loop answers: the quickest way, for what never waits for anything
-    patience: float = float("inf")
+    patience: float = inf
     refusal: str = "Too many requests wait. Try again later"
-
-
-class Refusal(Error):
-    """A failure whose sentence is ours, so that it may be told."""
-
-    def __init__(self, code, sentence):
-        super().__init__(sentence)
-        self.code = code
 
 
 class Request(HTTPRequestParser):
@@ -95,11 +86,17 @@ class Request(HTTPRequestParser):
 
     command, path, query, request_uri, url_scheme = "GET", "/", "", "/", "http"  # where no first line could be read
     began = lane = environ = None
+    deadline = inf  # by the monotonic clock, for its turn to come
     unread = False  # the body stays unread
 
     def __init__(self, adj, channel):
         super().__init__(adj)
         self.channel = channel
+
+    def refuse(self, code, sentence=""):
+        """Let a failure be answered; its sentence is told, if it is not one of `SENTENCES`."""
+        self.error, self.completed = Error(sentence), True
+        self.error.code = code
 
     def received(self, data):
         """Take in what belongs to this request; after a failure all there is, since nobody can tell what it was."""
@@ -107,20 +104,20 @@ class Request(HTTPRequestParser):
         if not rest:
             return len(data)
         if not (self.began or rest[:1].isalpha()):  # no method: TLS, which would wait for an answer as we for the rest
-            self.error, self.completed = BadRequest(""), True
+            self.refuse(400)
         self.began = self.began or time.time()
         try:
             consumed = super().received(rest)
         except OSError as error:  # a large body is kept in a file, for which there may be no room
             log.error("A body could not be kept: %s", error.strerror)
-            self.body_rcv, self.error = None, Refusal(503, "No room for a body of this size. Try again later")
+            self.body_rcv = None
+            self.refuse(503, "No room for a body of this size. Try again later")
         body = self.body_rcv
         if not self.error and self.chunked:  # whose length nobody announced, and whose lines would grow without end
             if len(body) + body.chunk_remainder > self.limit:
-                self.error = Refusal(413, f"Body is larger than {self.limit} bytes")
+                self.refuse(413, f"Body is larger than {self.limit} bytes")
             elif len(body.control_line) + len(body.trailer) > CHUNK_LINES:
-                self.error = BadRequest("")
-        self.completed = self.completed or bool(self.error)
+                self.refuse(400)
         self.expect_continue &= not self.completed  # waitress would ask for a body that will not come
         return len(data) if self.error or self.unread else len(data) - len(rest) + consumed
 
@@ -137,7 +134,7 @@ class Request(HTTPRequestParser):
         host = self.headers.get("HOST", "" if self.version == "1.0" else "?")
         if AMBIGUOUS.search(head) or self.version not in ("1.0", "1.1") or not HOST.fullmatch(host):
             raise ParsingError("Ambiguous")
-        if codings and (codings != [b"chunked"] or not self.chunked or LENGTH.search(head)):
+        if codings and (codings != [b"chunked"] or not self.chunked or "CONTENT_LENGTH" in self.headers):
             raise ParsingError("Where the body ends is ambiguous")
         if self.chunked or self.content_length:
             environ, loop = WSGITask(self.channel, self).get_environment(), self.channel.server.loop
@@ -145,10 +142,6 @@ class Request(HTTPRequestParser):
             self.unread = self.content_length > self.limit or not loop.admits(environ)
         if self.unread:
             self.body_rcv, self.chunked, self.content_length = None, False, 0
-
-    def is_late(self):
-        """Tell whether it has waited for longer than its lane has patience."""
-        return self.lane is not None and time.monotonic() > self.queued_at + self.lane.patience
 
 
 class AppTask(WSGITask):
@@ -193,8 +186,8 @@ class Channel(HTTPChannel):
         without reading the answers, which would pile up.
         """
         request = self.requests[0]
-        if request.is_late():
-            request.error = Refusal(503, request.lane.refusal)
+        if time.monotonic() > request.deadline:
+            request.refuse(503, request.lane.refusal)
         ending = self.server.loop.signals and len(self.requests) == 1
         if ending or request.error or request.unread or self.total_outbufs_len > MEMORY:
             request.headers["CONNECTION"] = "close"
@@ -235,7 +228,8 @@ class Channel(HTTPChannel):
             more = limits.body + request.body_bytes_received / limits.pace if request.headers_finished else limits.head
             over = over or now > request.began + more
         if over and begun and not self.requests:
-            request.error, self.request, self.requests = Refusal(408, "Request came too slowly"), None, [request]
+            request.refuse(408, "Request came too slowly")
+            self.request, self.requests = None, [request]
             self.server.loop.add_task(self)
         elif over and not self.requests:
             self.handle_close()
@@ -256,8 +250,8 @@ class Loop:
         request, queue = channel.requests[0], None
         if not request.error:
             name = self.lane_of(AppTask(channel, request).get_environment())
-            request.lane, request.queued_at = self.lanes[name], time.monotonic()
-            queue = self.queues.get(name)
+            queue, request.lane = self.queues.get(name), self.lanes[name]
+            request.deadline = time.monotonic() + request.lane.patience
         (queue.add_task if queue else self.own.append)(channel)
 
     def waiting(self):
@@ -268,16 +262,15 @@ class Loop:
         """Serve until a signal comes, then finish what was begun until all have their answers, or time is up."""
         while not self.signals:
             self.turn(self.limits.tick)
-        end = time.monotonic() + self.limits.grace
+        called, end = time.monotonic() + self.limits.last_call, time.monotonic() + self.limits.grace
         for server in self.servers:
             wasyncore.dispatcher.close(server)  # the trigger stays open, for the workers pull it
-        while time.monotonic() < end - self.limits.grace + self.limits.last_call:
-            self.turn(self.limits.last_call / 4)
         while (channels := self.channels()) and len(self.signals) == 1 and time.monotonic() < end:
-            for channel in channels:  # requests come first: they end after their output
+            for channel in channels if time.monotonic() > called else ():
+                # requests come first: they end after their output
                 if not (channel.requests or channel.total_outbufs_len or channel.close_when_flushed or channel.hangup):
                     channel.handle_close()
-            self.turn(0.1)
+            self.turn(0.05)
         for channel in channels:
             log.warning("Stopped before an answer was finished")
             channel.handle_close()
@@ -301,7 +294,7 @@ class Loop:
         """Look after those that wait: for their turn, where a lane may hang as a whole, and for their clients."""
         for queue in self.queues.values():
             with queue.lock:
-                while queue.queue and queue.queue[0].requests[0].is_late():
+                while queue.queue and time.monotonic() > queue.queue[0].requests[0].deadline:
                     self.own.append(queue.queue.popleft())
         for channel in self.channels():
             channel.tend(time.time(), self.limits)
@@ -356,9 +349,8 @@ def serve(app, *, host, port, lanes, lane_of, limit_of, admits, ready=print, lim
         loop.servers.append(server)
 
     def hear(number, frame):
-        if not loop.signals:
-            server.pull_trigger()
         loop.signals.append(number)
+        server.pull_trigger()
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, hear)
