@@ -85,7 +85,7 @@ class Settings:
     jwt_ttl: int = setting(3600, integer(1, 10**9), "seconds a token lives")
     threads: int = setting(4, integer(1, 256), "threads for pages, with PostgreSQL as many for lookups")
     trusted_proxy: str = setting(None, address, "proxy whose X-Forwarded-For and -Proto are believed, or *")
-    registration: str = setting("open", one_of("open", "readers", "closed"), "who registers: editors, readers, nobody")
+    registration: str = setting("open", one_of("open", "readers", "closed"), "open (all are editors), readers, closed")
     password_min: int = setting(1, integer(1, 1024), "shortest new password, in characters")
     cors_origins: tuple = setting((), origins, "origins whose pages may call, divided by commas")
     metrics: str = setting("off", one_of("off", "on"), "whether GET /metrics answers")
@@ -1022,7 +1022,7 @@ def known_role(role):
 
 
 def back_up(settings, file):
-    """Copy a SQLite database, one moment of it, while it is in use; raises `CommandRefused`."""
+    """Copy a SQLite database, as it is at one moment, while it is in use."""
     source = file_of(settings.database_url)
     if not source:
         raise CommandRefused("use pg_dump to back up PostgreSQL")

@@ -53,7 +53,7 @@ from conftest import (
     sqlite_store,
     table,
 )
-from plugins.postgresql import servers_of
+from plugins.postgresql import Servers, servers_of
 
 # ----------------------------------------------------------------------------------------------------------------------
 # The module, and the database that comes with it
@@ -274,6 +274,14 @@ def test_help_lists_all_settings():
         assert f"--{name.lower().replace('_', '-')} " in child.stdout
 
 
+def test_help_tells_the_words_that_decide_who_registers():
+    assert {"open", "readers", "closed"} <= set(re.findall(r"\w+", run("--help").stdout))
+
+
+def test_help_is_for_those_who_run_commands_not_for_those_who_call_functions():
+    assert "raises" not in run("--help").stdout
+
+
 def test_importing_reads_no_setting():
     settings = environment(**dict.fromkeys(SETTINGS, "nonsense"))
 
@@ -307,6 +315,12 @@ def test_password_and_parameters_of_a_url_are_kept():
 
     assert (server["password"], server["sslmode"]) == ("a@b/c:% #", "require")
     assert server["application_name"] == "dealer"
+
+
+def test_options_of_a_url_are_kept_before_those_of_the_program():
+    (server,) = Servers("postgresql://one/db?options=-c%20search_path%3Dcars", "-c lock_timeout=4s").all
+
+    assert server["options"].split() == ["-c", "search_path=cars", "-c", "lock_timeout=4s"]
 
 
 def test_environment_sets_and_options_override(tmp_path):

@@ -47,9 +47,10 @@ class Connection(psycopg.Connection):
 class Servers:
     """The servers of a URL, which are tried in their order, a silent one not holding up the next."""
 
-    def __init__(self, url, **parameters):
-        """Take a URL, and parameters that override its own; raises `ValueError` for one that cannot be read."""
-        self.all = servers_of(url, connect_timeout=CONNECT, target_session_attrs="read-write", **parameters)
+    def __init__(self, url, options=""):
+        """Take a URL, and options that come after its own, so override them; raises `ValueError` for a bad URL."""
+        own = {"connect_timeout": CONNECT, "target_session_attrs": "read-write"}
+        self.all = [{**one, **own, "options": f"{one.get('options', '')} {options}"} for one in servers_of(url)]
         self.silence, self.rest = 0.0, 0.0  # when one was silent, and until when none is asked
 
     def connect_for(self, engine):
@@ -105,14 +106,14 @@ def close_late(attempt):
         attempt.result().close()
 
 
-def servers_of(url, **parameters):
+def servers_of(url):
     """Give libpq's parameters for each server of a URL; raises `ValueError`, which shows no password.
 
     A password with a sign that should have been percent-encoded may have ended up as anything.
     """
     authority, _, path = url.partition("://")[2].partition("?")[0].partition("/")
     try:
-        found = conninfo_to_dict(url, **parameters)
+        found = conninfo_to_dict(url)
         hosts, ports = (found.get(name, "").split(",") for name in ("host", "port"))
         if authority.count("@") > 1 or "@" in path or not all(port.isdigit() for port in filter(None, ports)):
             raise ValueError

@@ -121,7 +121,7 @@ class Database(dataset.Database):
         else:
             from plugins.postgresql import Servers  # only here, for its driver takes 9 MiB
 
-            Servers(url.replace("+psycopg", "", 1), options=TIMEOUTS).connect_for(self.engine)
+            Servers(url.replace("+psycopg", "", 1), TIMEOUTS).connect_for(self.engine)
         self.declared = (metadata or MetaData()).tables
         self.dbapi = self.engine.dialect.loaded_dbapi
         self.state = State()
