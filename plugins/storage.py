@@ -29,7 +29,7 @@ import logging
 import sqlite3
 import threading
 from contextlib import closing, contextmanager
-from functools import lru_cache, wraps
+from functools import lru_cache, partialmethod, wraps
 from inspect import isgenerator
 from itertools import chain, compress
 from math import inf
@@ -38,33 +38,10 @@ from time import monotonic
 
 import dataset
 import msgspec
+import sqlalchemy as sa
 from bottle import HTTPError
 from dataset.util import QUERY_STEP, QueryError, ensure_strings
-from sqlalchemy import (
-    ARRAY,
-    JSON,
-    BigInteger,
-    Column,
-    Connection,
-    Integer,
-    MetaData,
-    Text,
-    all_,
-    and_,
-    any_,
-    bindparam,
-    cast,
-    event,
-    exc,
-    func,
-    literal_column,
-    or_,
-    select,
-    union_all,
-)
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.sql.functions import GenericFunction
 
 from plugins import Parts, Plugin
 
@@ -72,7 +49,7 @@ log = logging.getLogger("dealer")
 
 SAFE_METHODS = ("GET", "HEAD")
 SHAPES = 512  # statements that a table keeps compiled
-ONE = literal_column("1")
+ONE = sa.literal_column("1")
 LOCK = 1908  # PostgreSQL's advisory lock behind `Database.line_up`
 LOCK_SECONDS = 4  # requests that queue for a thread meanwhile must still be answered within ten
 POOL = {"max_overflow": 0, "pool_timeout": LOCK_SECONDS, "hide_parameters": True}  # they must not reach the log
@@ -117,13 +94,16 @@ class Database(dataset.Database):
             on_connect_statements=["PRAGMA synchronous=FULL"] if on_sqlite else None,
         )
         if on_sqlite:
-            event.listen(self.engine, "connect", add_fold)
+            sa.event.listen(
+                self.engine, "connect", lambda new, _: new.create_function("fold", 1, folded, deterministic=True)
+            )
         else:
             from plugins.postgresql import Servers  # only here, for its driver takes 9 MiB
 
             Servers(url.replace("+psycopg", "", 1), TIMEOUTS).connect_for(self.engine)
-        self.declared = (metadata or MetaData()).tables
+        self.declared = (metadata or sa.MetaData()).tables
         self.dbapi = self.engine.dialect.loaded_dbapi
+        self.insert_into = (sqlite if on_sqlite else postgresql).insert  # these know of conflicts
         self.state = State()
 
     @property
@@ -145,7 +125,7 @@ class Database(dataset.Database):
     def executable(self):
         """The SQLAlchemy connection around `driver`, for what `dataset` itself sends."""
         if self.driver and not self.state.executable:
-            self.state.executable = Connection(self.engine, connection=self.state.connection)
+            self.state.executable = sa.Connection(self.engine, connection=self.state.connection)
         return self.state.executable
 
     def begin_transaction(self):
@@ -159,24 +139,17 @@ class Database(dataset.Database):
             raise RuntimeError("Statements belong into reading() or writing()")
         state.settled = True
         patience.end = monotonic() + SILENCE  # in all; what has many rows lifts that
-        try:
-            connection = self.engine.raw_connection()
-        except self.dbapi.Error as error:
-            raise exc.DBAPIError.instance(None, None, error, self.dbapi.Error) from error
-        try:
-            driver = connection.driver_connection
-            if self.is_sqlite:
-                driver.execute("BEGIN IMMEDIATE" if state.writing else "BEGIN")
-            else:
-                level = None if state.writing else self.dbapi.IsolationLevel.REPEATABLE_READ
-                wanted = {"autocommit": state.single, "read_only": not state.writing, "isolation_level": level}
-                for name, value in wanted.items():
-                    if getattr(driver, name) != value:  # to set it takes the driver longer
-                        setattr(driver, name, value)
-        except BaseException:
-            connection.close()
-            raise
-        state.connection, state.driver = connection, driver
+        state.connection = self.engine.raw_connection()
+        driver = state.connection.driver_connection
+        if self.is_sqlite:
+            driver.execute("BEGIN IMMEDIATE" if state.writing else "BEGIN")
+        else:
+            level = None if state.writing else self.dbapi.IsolationLevel.REPEATABLE_READ
+            wanted = {"autocommit": state.single, "read_only": not state.writing, "isolation_level": level}
+            for name, value in wanted.items():
+                if getattr(driver, name) != value:  # to set it takes the driver longer
+                    setattr(driver, name, value)
+        state.driver = driver
 
     def expect(self, refuse, table, **filters):
         """Have every transaction of this thread begin with a look whether a table has a row that matches.
@@ -194,14 +167,6 @@ class Database(dataset.Database):
         finally:
             self.state.expected, self.state.settled = None, True
 
-    def joined(self):
-        """Give what is expected to the only statement of a transaction on PostgreSQL, which shall look itself."""
-        state = self.state
-        if state.single and state.expected and state.driver is None:
-            self.begin_transaction()
-            return state.expected
-        return None
-
     def line_up(self):
         """Wait until no other transaction that lined up is at work; on SQLite writers have done so when they began."""
         if not self.is_sqlite:
@@ -217,17 +182,12 @@ class Database(dataset.Database):
     def _auto_commit(self):
         """Commit nothing: where a transaction ends is said by `reading` and `writing`."""
 
-    def reading(self, single=False):
-        """Give a context in which all statements see the same moment, or of a `single` statement."""
-        return self.transaction(False, single)
-
-    def writing(self, single=False):
-        """Give a context whose changes are kept together, or of a `single` statement; not inside one that reads."""
-        return self.transaction(True, single)
-
     @contextmanager
-    def transaction(self, writing, single):
-        """Give the context of `reading` or `writing`: inside another that is the same, or has begun, a part of that."""
+    def transaction(self, writing, single=False):
+        """Give a context whose statements see one moment, or are kept together; or have a `single` statement in it.
+
+        Inside another that is the same, or has begun, it is a part of that; what writes is refused in one that reads.
+        """
         state = self.state
         outer, kind = (state.writing, state.single), (writing, single and not self.is_sqlite)
         if writing and state.writing is False:
@@ -238,15 +198,18 @@ class Database(dataset.Database):
         state.writing, state.single = kind
         try:
             yield self
-            end(self.detach(), commit=True)
+            end(self.detach(), "commit")
+        except self.dbapi.Error as error:  # straight from the driver
+            end(self.detach(), "invalidate")
+            raise sa.exc.DBAPIError(None, None, error) from error
         except BaseException as error:
-            fault = isinstance(error, self.dbapi.Error)
-            end(self.detach(), commit=False, sound=not fault and not isinstance(error, exc.SQLAlchemyError))
-            if fault:  # straight from the driver
-                raise exc.DBAPIError(None, None, error) from error
+            end(self.detach(), "invalidate" if isinstance(error, sa.exc.SQLAlchemyError) else "rollback")
             raise
         finally:
             state.writing, state.single = outer
+
+    reading = partialmethod(transaction, False)
+    writing = partialmethod(transaction, True)
 
     def detach(self):
         """Give this thread's connection, with its transaction, to the caller, who must end both; None without one."""
@@ -256,57 +219,35 @@ class Database(dataset.Database):
 
     def close(self):
         """Give back every connection; the object cannot be used after."""
-        end(self.detach(), commit=False)
+        end(self.detach(), "rollback")
         super().close()
 
 
-def end(connection, commit, sound=True):
-    """End a transaction and give its connection back to the pool, or drop one that is not sound.
+def end(connection, how):
+    """End a transaction by `how`, ``commit`` or ``rollback``, and give its connection back to the pool.
 
-    A session that was ended, or a file that could only be read, would fail the next request as well.
+    By ``invalidate``, or where that fails, it is dropped: a session that was ended, or a file that could only be read,
+    would fail the next request as well.
     """
-    if connection is None:
-        return
-    try:
-        if sound:
-            (connection.commit if commit else connection.rollback)()
-    except BaseException:
-        sound = False
-        raise
-    finally:
-        if not sound:
-            connection.invalidate()
-        connection.close()
+    if connection:
+        with closing(connection):
+            try:
+                getattr(connection, how)()
+            except BaseException:
+                connection.invalidate()
+                raise
 
 
 def column(name, kind, **options):
     """Give a column for `int`, of 64 bits, or `str`, sorted by code point; not NULL unless `options` say so."""
-    text = Text(collation="C").with_variant(Text(collation="BINARY"), "sqlite")
-    number = BigInteger().with_variant(Integer, "sqlite")
-    return Column(name, text if kind is str else number, **{"nullable": False, **options})
-
-
-class fold(GenericFunction):
-    """SQL for a text without its case, in any alphabet; on SQLite the function `folded` stands behind it."""
-
-    type = Text()
-    inherit_cache = True
-
-
-@compiles(fold, "postgresql")
-def fold_on_postgresql(element, compiler, **kw):
-    """Spell `folded` in SQL: the collation is what makes PostgreSQL fold more than ASCII."""
-    return f'upper(lower({compiler.process(element.clauses, **kw)} COLLATE "und-x-icu"))'
+    text = sa.Text(collation="C").with_variant(sa.Text(collation="BINARY"), "sqlite")
+    number = sa.BigInteger().with_variant(sa.Integer, "sqlite")
+    return sa.Column(name, text if kind is str else number, **{"nullable": False, **options})
 
 
 def folded(text):
     """Give a text without its case: ``STRASSE`` and ``Straße`` are one, and so are the forms of sigma."""
     return text and text.lower().upper()
-
-
-def add_fold(connection, record):
-    """Give a new SQLite connection the function behind `fold`."""
-    connection.create_function("fold", 1, folded, deterministic=True)
 
 
 class Table(dataset.Table):
@@ -349,13 +290,15 @@ class Table(dataset.Table):
         """Give what `find` gives, with the same arguments, as the text of one JSON array: the database writes it."""
         return self._run(self._gather, *self._query(clauses, **options))[0]["text"]
 
-    def insert(self, row):
-        """Add a row; gives its primary key."""
-        return self._add(row)
+    def insert(self, row, _conflict=(), _entry=None):
+        """Add a row; gives its primary key, True where there is none, False where no row was added."""
+        rows = self._write(self._insert, (), tuple(row), *_conflict, values=[*row.values()], entry=_entry)
+        key = next(iter(self.table.primary_key), None)
+        return bool(rows) and (key is None or rows[0][key.name])
 
     def insert_ignore(self, row, keys, _entry=None):
         """Add a row; gives its primary key, or False where a unique index over `keys` has one like it."""
-        return self._add(row, tuple(ensure_strings(keys)), False, entry=_entry)
+        return self.insert(row, (tuple(ensure_strings(keys)), False), _entry)
 
     def upsert(self, row, keys):
         """Add a row, or change the one with its `keys`, which have a unique index; gives its primary key.
@@ -363,15 +306,24 @@ class Table(dataset.Table):
         dataset gives True for a row that was there, and lets such a row be given in part: neither can be had in one
         statement on both databases.
         """
-        return self._add(row, tuple(ensure_strings(keys)), True)
+        return self.insert(row, (tuple(ensure_strings(keys)), True))
 
-    def insert_many(self, rows):
-        """Add many rows; what one lacks of the others' columns is NULL."""
-        self._add_many(rows)
+    def insert_many(self, rows, _conflict=()):
+        """Add many rows, on SQLite one by one, on PostgreSQL at once; what one lacks of the others' columns is NULL."""
+        rows = list(rows)
+        names = tuple(dict.fromkeys(chain.from_iterable(rows)))
+        if self.db.is_sqlite and rows:
+            statement = self._compiled(self._insert, None, names, *_conflict)
+            self.db.driver.executemany(statement.sql, ([row.get(name) for name in names] for row in rows))
+            return
+        patience.end = inf
+        for first in range(0, len(rows), PART):
+            part = msgspec.json.encode(rows[first : first + PART]).decode()
+            self._compiled(self._insert_all, None, names, *_conflict)([part])
 
     def upsert_many(self, rows, keys):
         """Do as `upsert` with many rows; no two of them may have the same `keys`."""
-        self._add_many(rows, tuple(ensure_strings(keys)), True)
+        self.insert_many(rows, (tuple(ensure_strings(keys)), True))
 
     def update(self, row, keys, _entry=None, **filters):
         """Give the rows that have the values of `row` under `keys`, and match, its other values; gives their number."""
@@ -391,25 +343,6 @@ class Table(dataset.Table):
         """Keep other writers out of the table, not readers, until the transaction ends; on SQLite they are anyway."""
         if not self.db.is_sqlite:
             self.db.driver.execute(f'LOCK TABLE "{self.name}" IN SHARE ROW EXCLUSIVE MODE')
-
-    def _add(self, row, *conflict, entry=None):
-        """Insert a row; gives its primary key, True where there is none, False where no row was added."""
-        rows = self._write(self._insert, (), tuple(row), *conflict, values=[*row.values()], entry=entry)
-        key = next(iter(self.table.primary_key), None)
-        return bool(rows) and (key is None or rows[0][key.name])
-
-    def _add_many(self, rows, *conflict):
-        """Insert many rows: on SQLite one after the other by one statement, on PostgreSQL many at once."""
-        rows = list(rows)
-        names = tuple(dict.fromkeys(chain.from_iterable(rows)))
-        if self.db.is_sqlite and rows:
-            statement = self._compiled(self._insert, None, names, *conflict)
-            self.db.driver.executemany(statement.sql, ([row.get(name) for name in names] for row in rows))
-            return
-        patience.end = inf
-        for first in range(0, len(rows), PART):
-            part = msgspec.json.encode(rows[first : first + PART]).decode()
-            self._compiled(self._insert_all, None, names, *conflict)([part])
 
     def _query(self, clauses, _limit=None, _offset=0, order_by=(), _columns=(), _after=(), _locked=False, **filters):
         """Give the shape of a query, and its values."""
@@ -439,10 +372,11 @@ class Table(dataset.Table):
 
     def _run(self, build, shape, values):
         """Give the rows of a statement, which looks at what is expected too where it is the only one."""
-        expected = self.db.joined()
-        if not expected:
+        state = self.db.state
+        if not (state.expected and state.single and state.driver is None):
             return self._compiled(build, None, *shape)(values)
-        refuse, table, filters = expected
+        self.db.begin_transaction()  # which looks at nothing itself
+        refuse, table, filters = state.expected
         rows = self._compiled(build, (table, *filters), *shape)([*filters.values(), *values])
         marks = [(row.pop("held"), row.pop("found")) for row in rows]
         if not marks[0][0]:
@@ -465,11 +399,11 @@ class Table(dataset.Table):
         places = []
 
         def bind(kind):
-            places.append(bindparam(f"value_{len(places)}", type_=kind))
+            places.append(sa.bindparam(f"value_{len(places)}", type_=kind))
             return places[-1]
 
         held = expected and self.db[expected[0]]._where(bind, (), [(name, "=", True) for name in expected[1:]])
-        held = expected and select(ONE).select_from(self.db[expected[0]].table).where(held)
+        held = expected and sa.select(ONE).select_from(self.db[expected[0]].table).where(held)
         return Statement(self.db, build(bind, held, *shape), len(places))
 
     def _where(self, bind, clauses, shape):
@@ -479,26 +413,28 @@ class Table(dataset.Table):
             places = [self.table.c.get(self._get_column_name(name)) for name in names.split("|")]
             kind = None if places[0] is None else places[0].type
             many = kind is not None and operator in ("in", "notin") and not self.db.is_sqlite
-            value = bind(ARRAY(type(kind)()) if many else kind) if valued else None
+            value = bind(sa.ARRAY(type(kind)()) if many else kind) if valued else None
             known = [self._generate_clause(place.name, operator, value) for place in places if place is not None]
-            conditions.append(or_(False, *known))
-        return and_(True, *conditions)
+            conditions.append(sa.or_(False, *known))
+        return sa.and_(True, *conditions)
 
     def _generate_clause(self, column, op, value):
         """Give a condition, by dataset's operators and ours."""
         place = self.table.c[column]
-        if op == "contains":
-            find = func.instr if self.db.is_sqlite else func.strpos
-            return find(fold(place), fold(value)) > 0
+        if op == "contains" and self.db.is_sqlite:
+            return sa.func.instr(sa.func.fold(place), sa.func.fold(value)) > 0
+        if op == "contains":  # the collation has more than ASCII folded
+            fold = [sa.func.upper(sa.func.lower(sa.collate(text, "und-x-icu"))) for text in (place, value)]
+            return sa.func.strpos(*fold) > 0
         if op == "startswith":
-            return func.substr(place, 1, func.length(value)) == value
+            return sa.func.substr(place, 1, sa.func.length(value)) == value
         if op == "endswith":
-            return func.substr(place, func.length(place) - func.length(value) + 1) == value
+            return sa.func.substr(place, sa.func.length(place) - sa.func.length(value) + 1) == value
         if op in ("in", "notin"):
             if self.db.is_sqlite:
-                values = select(func.json_each(value).table_valued("value").c.value)
+                values = sa.select(sa.func.json_each(value).table_valued("value").c.value)
                 return place.in_(values) if op == "in" else place.not_in(values)
-            return place == any_(value) if op == "in" else place != all_(value)
+            return place == sa.any_(value) if op == "in" else place != sa.all_(value)
         return super()._generate_clause(column, op, value)
 
     def _select(self, bind, held, clauses, shape, order, columns, after, limited, offset, locked):
@@ -512,40 +448,40 @@ class Table(dataset.Table):
         order = [(self._get_column_name(each.lstrip("-")), each.startswith("-")) for each in order]
         order = [(name, falling) for name, falling in order if name in named]
         values = [bind(named[name].type) for name, _ in order[:after]]
-        limit = bind(Integer()) if limited else None
+        limit = bind(sa.Integer()) if limited else None
 
         def pick(named):
-            return select(*(named[name] for name in columns or self.table.c.keys()))
+            return sa.select(*(named[name] for name in columns or self.table.c.keys()))
 
         def cut(statement, named):
             orders = (named[name].desc() if falling else named[name] for name, falling in order)
             return statement.order_by(*orders).limit(limit)
 
         if not after:
-            rows = cut(pick(named).where(where), named).offset(bind(Integer()) if offset else None)
+            rows = cut(pick(named).where(where), named).offset(bind(sa.Integer()) if offset else None)
             return beside(held, rows.with_for_update(read=True) if locked else rows)
         parts = []
         for last, (name, falling) in reversed(list(enumerate(order[:after]))):
             equal = [named[name] == value for (name, _), value in zip(order[:last], values, strict=False)]
             beyond = named[name] < values[last] if falling else named[name] > values[last]
-            parts.append(select(cut(select(self.table).where(where, *equal, beyond), named).subquery()))
-        rows = union_all(*parts).subquery()
+            parts.append(sa.select(cut(sa.select(self.table).where(where, *equal, beyond), named).subquery()))
+        rows = sa.union_all(*parts).subquery()
         return beside(held, cut(pick(rows.c), rows.c))
 
     def _count(self, bind, held, clauses, shape, *_):
         """Give the statement that counts."""
-        rows = select(func.count().label("count")).select_from(self.table)
+        rows = sa.select(sa.func.count().label("count")).select_from(self.table)
         return beside(held, rows.where(self._where(bind, clauses, shape)))
 
     def _gather(self, bind, held, *shape):
         """Give the statement for the rows of `_select` as one text of JSON."""
         rows = self._select(bind, None, *shape).subquery("rows")
         if self.db.is_sqlite:
-            pairs = chain.from_iterable((literal_column(f"'{each.name}'"), each) for each in rows.c)
-            array = func.json_group_array(func.json_object(*pairs))
+            pairs = chain.from_iterable((sa.literal_column(f"'{each.name}'"), each) for each in rows.c)
+            array = sa.func.json_group_array(sa.func.json_object(*pairs))
         else:
-            array = cast(func.json_agg(rows.table_valued()), Text)
-        return beside(held, select(func.coalesce(array, "[]").label("text")))
+            array = sa.cast(sa.func.json_agg(rows.table_valued()), sa.Text)
+        return beside(held, sa.select(sa.func.coalesce(array, "[]").label("text")))
 
     def _change(self, bind, held, entry, build, clauses, *shape):
         """Give a statement that writes, and gives the rows' keys or what the journal keeps of them.
@@ -556,7 +492,7 @@ class Table(dataset.Table):
         """
         if held is not None:
             own = self.table in held.get_final_froms()
-            held = select(ONE).select_from(held.with_for_update(read=not own, key_share=own).cte("guard"))
+            held = sa.select(ONE).select_from(held.with_for_update(read=not own, key_share=own).cte("guard"))
             clauses = (*clauses, held.exists())
         statement = build(bind, clauses, *shape)
         journal = self.db[self.table.info["journal"]].table if entry else None
@@ -568,12 +504,12 @@ class Table(dataset.Table):
         if self.db.is_sqlite or (held is None and not entry):
             return statement
         changed = statement.cte("changed")
-        rows = beside(held, select(*changed.c))
+        rows = beside(held, sa.select(*changed.c))
         if not entry:
             return rows
-        queued = select(changed, func.pg_advisory_xact_lock(LOCK).label("turn")).cte("queued")
+        queued = sa.select(changed, sa.func.pg_advisory_xact_lock(LOCK).label("turn")).cte("queued")
         names = [each.name for each in kept]
-        source = select(*said, *(queued.c[name] for name in names))
+        source = sa.select(*said, *(queued.c[name] for name in names))
         return rows.add_cte(journal.insert().from_select([*entry, *names], source).cte("entries"))
 
     def _places(self, bind, names):
@@ -584,20 +520,17 @@ class Table(dataset.Table):
 
     def _insert(self, bind, clauses, names, keys=None, replace=False):
         """Give the statement that adds a row, if `clauses` hold."""
-        values, row = self._places(bind, names), self._new()
-        row = row.from_select([*values], select(*values.values()).where(*clauses)) if clauses else row.values(values)
+        values, row = self._places(bind, names), self.db.insert_into(self.table)
+        row = row.from_select([*values], sa.select(*values.values()).where(*clauses)) if clauses else row.values(values)
         return self._or_else(row, values, keys, replace)
 
     def _insert_all(self, bind, _, names, keys=None, replace=False):
         """Give PostgreSQL's statement that adds many rows, which come as one text of JSON."""
         kinds = {each.name: type(each.type)() for each in self.table.c if each.name in names}
-        columns = (Column(*each) for each in kinds.items())
-        rows = func.json_to_recordset(cast(bind(Text()), JSON)).table_valued(*columns).render_derived(with_types=True)
-        return self._or_else(self._new().from_select([*kinds], select(*rows.c)), kinds, keys, replace)
-
-    def _new(self):
-        """Give the database's own kind of INSERT, which knows of conflicts."""
-        return (sqlite if self.db.is_sqlite else postgresql).insert(self.table)
+        columns = (sa.Column(*each) for each in kinds.items())
+        given = sa.func.json_to_recordset(sa.cast(bind(sa.Text()), sa.JSON))
+        rows = sa.select(*given.table_valued(*columns).render_derived(with_types=True).c)
+        return self._or_else(self.db.insert_into(self.table).from_select([*kinds], rows), kinds, keys, replace)
 
     def _or_else(self, statement, names, keys, replace):
         """Add to an INSERT what is done about a row that has the same `keys`."""
@@ -621,9 +554,9 @@ def beside(held, rows):
     """Give a query together with a look whether there is what is expected, or by itself where nothing is."""
     if held is None:
         return rows
-    one = select(held.exists().label("held")).subquery("one")
-    rows = rows.add_columns(literal_column("true").label("found")).subquery("rows")
-    return select(one, rows).select_from(one.outerjoin(rows, one.c.held))
+    one = sa.select(held.exists().label("held")).subquery("one")
+    rows = rows.add_columns(sa.literal_column("true").label("found")).subquery("rows")
+    return sa.select(one, rows).select_from(one.outerjoin(rows, one.c.held))
 
 
 class Statement:
@@ -635,11 +568,10 @@ class Statement:
         self.db = db
         self.sql = str(compiled)
         self.names = [each.name for each in statement.exported_columns]
-        own = {f"value_{index}": index for index in range(number)}
+        own = [f"value_{index}" for index in range(number)]
         others = [name for name in compiled.positiontup if name not in own]
         self.fixed = [compiled.params[name] for name in others]
-        places = {**own, **{name: number + index for index, name in enumerate(others)}}
-        self.order = [places[name] for name in compiled.positiontup]
+        self.order = [[*own, *others].index(name) for name in compiled.positiontup]
 
     def __call__(self, values):
         """Run the statement in this thread's transaction; gives its rows as dictionaries, none where it has none."""
@@ -679,13 +611,13 @@ class StoragePlugin(Plugin):
         @wraps(callback)
         def wrapper(*args, **kwargs):
             try:
-                with db.transaction(writing, False):
+                with db.transaction(writing):
                     try:
                         result = callback(*args, **kwargs, **wanted)
                     finally:
                         db.settle()
                     return stream_or_whole(result, db) if isgenerator(result) else result
-            except exc.SQLAlchemyError as error:
+            except sa.exc.SQLAlchemyError as error:
                 raise unavailable(error, db.dbapi, writing) from error
 
         return wrapper
@@ -701,7 +633,7 @@ def stream_or_whole(parts, db):
     if second is None:
         return first
     answer = Parts(chain((first, second), parts))
-    answer.callback(end, db.detach(), commit=False)
+    answer.callback(end, db.detach(), "rollback")
     answer.callback(parts.close)
     return answer
 
@@ -723,7 +655,7 @@ def unavailable(error, dbapi, writing):
     cause = getattr(error, "orig", error)
     for each in (error, cause):  # PostgreSQL repeats the row in its details, which must not reach the log
         each.args = tuple(str(text).partition("\nDETAIL:")[0] for text in each.args)
-    passing = isinstance(cause, (dbapi.OperationalError, dbapi.InterfaceError, exc.TimeoutError))
+    passing = isinstance(cause, (dbapi.OperationalError, dbapi.InterfaceError, sa.exc.TimeoutError))
     passing = passing or (writing and getattr(cause, "sqlstate", None) in READ_ONLY)
     if not passing or getattr(cause, "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR:
         raise error
