@@ -19,8 +19,7 @@ from time import monotonic
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.pq import TransactionStatus
-from sqlalchemy import event
-from sqlalchemy.exc import InvalidatePoolError
+from sqlalchemy import event, exc
 
 from plugins.storage import SILENCE, patience
 
@@ -68,7 +67,7 @@ class Servers:
         waiting = select.poll()
         waiting.register(connection.fileno(), select.POLLIN)
         if connection.made < self.silence or waiting.poll(0):
-            raise InvalidatePoolError
+            raise exc.InvalidatePoolError
 
     def connect(self, dialect, record, arguments, options):
         """Give a connection, in place of the dialect's own; raises `psycopg.OperationalError`.

@@ -14,13 +14,7 @@ Requests with a safe method (RFC 9110, section 9.2.1) read one moment of the dat
 after the other, on PostgreSQL side by side, where rows and constraints decide. The transaction begins with the first
 statement: a refused request costs no connection, and a slow body or a password hash holds none up. What must hold for
 it, that an account exists, is looked at there and then (`Database.expect`). Code that must read without waiting for
-writers opens a transaction of its own; inside another that has begun it is a part of that::
-
-    with db.reading():
-        ...
-    with db.writing():
-        ...
-
+writers opens a transaction of its own, ``with db.reading():``; inside another that has begun it is a part of that.
 What is a single statement says so, ``reading(single=True)``: around that PostgreSQL needs no transaction, which spares
 it two ways there and back. A database that cannot be reached, is full or stays locked is a 503 with ``Retry-After``.
 """
@@ -29,7 +23,7 @@ import logging
 import sqlite3
 import threading
 from contextlib import closing, contextmanager
-from functools import lru_cache, partialmethod, wraps
+from functools import lru_cache, partial, wraps
 from inspect import isgenerator
 from itertools import chain, compress
 from math import inf
@@ -104,6 +98,7 @@ class Database(dataset.Database):
         self.declared = (metadata or sa.MetaData()).tables
         self.dbapi = self.engine.dialect.loaded_dbapi
         self.insert_into = (sqlite if on_sqlite else postgresql).insert  # these know of conflicts
+        self.reading, self.writing = partial(self.transaction, False), partial(self.transaction, True)
         self.state = State()
 
     @property
@@ -207,9 +202,6 @@ class Database(dataset.Database):
             raise
         finally:
             state.writing, state.single = outer
-
-    reading = partialmethod(transaction, False)
-    writing = partialmethod(transaction, True)
 
     def detach(self):
         """Give this thread's connection, with its transaction, to the caller, who must end both; None without one."""
