@@ -396,7 +396,7 @@ class Table(dataset.Table):
 
         held = expected and self.db[expected[0]]._where(bind, (), [(name, "=", True) for name in expected[1:]])
         held = expected and sa.select(ONE).select_from(self.db[expected[0]].table).where(held)
-        return Statement(self.db, build(bind, held, *shape), len(places))
+        return Statement(self.db, build(bind, held, *shape), [each.key for each in places])
 
     def _where(self, bind, clauses, shape):
         """Give the condition of filters; as with dataset, none holds of a column that is not there."""
@@ -554,16 +554,15 @@ def beside(held, rows):
 class Statement:
     """A statement, compiled once and sent straight to the driver, at a fifth of its cost by way of SQLAlchemy."""
 
-    def __init__(self, db, statement, number):
-        """Compile a statement whose values are the `number` places ``value_0``, ``value_1`` …."""
+    def __init__(self, db, statement, places):
+        """Compile a statement; `places` are the names of its parameters, in the order in which values are given."""
         compiled = statement.compile(db.engine)
         self.db = db
         self.sql = str(compiled)
         self.names = [each.name for each in statement.exported_columns]
-        own = [f"value_{index}" for index in range(number)]
-        others = [name for name in compiled.positiontup if name not in own]
+        others = [name for name in compiled.positiontup if name not in places]
         self.fixed = [compiled.params[name] for name in others]
-        self.order = [[*own, *others].index(name) for name in compiled.positiontup]
+        self.order = [[*places, *others].index(name) for name in compiled.positiontup]
 
     def __call__(self, values):
         """Run the statement in this thread's transaction; gives its rows as dictionaries, none where it has none."""
