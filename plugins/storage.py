@@ -222,12 +222,13 @@ def end(connection, how):
     would fail the next request as well.
     """
     if connection:
-        with closing(connection):
-            try:
-                getattr(connection, how)()
-            except BaseException:
-                connection.invalidate()
-                raise
+        try:
+            getattr(connection, how)()
+        except BaseException:
+            connection.invalidate()
+            raise
+        finally:
+            connection.close()
 
 
 def column(name, kind, **options):
