@@ -251,15 +251,13 @@ class BodiesPlugin(Plugin):
         self.path = path
 
     def apply(self, callback, route):
-        """Wrap a callback that has a record among its arguments, or a path argument."""
+        """Wrap a callback, so that it gets what it asks for, and is not run for a body that is too long."""
         body, kind = body_of(route)
         arguments = [name for name in cleaners(self.path) if f"<{name}" in route.rule]
-        if not kind and not arguments:
-            return callback
 
         @wraps(callback)
         def wrapper(*args, **kwargs):
-            data = kind.receive() if kind else None
+            data = kind.receive() if kind else check_length(LIMIT)
             try:
                 for name in arguments:
                     kwargs[name] = self.path.tidy(name, kwargs[name])
@@ -278,17 +276,22 @@ def body_of(route):
     return next(((name, kind) for name, kind in annotations if hasattr(kind, "receive")), (None, None))
 
 
+def check_length(limit):
+    """Raise the 413 of a body that is announced as longer than `limit` bytes."""
+    if int(request.environ.get("CONTENT_LENGTH") or 0) > limit:
+        raise HTTPError(413, f"Body is larger than {limit} bytes")
+
+
 def read_body(limit):
     """Give the body's bytes; raises the 400 or 413 of a body that is missing, cut short or longer than `limit` bytes.
 
     No more is asked for than was announced, for which some servers would wait without end (PEP 3333); of a body in
     chunks, whose length others do not tell, a byte beyond the limit.
     """
+    check_length(limit)
     environ = request.environ
     in_chunks = "HTTP_TRANSFER_ENCODING" in environ
     length = limit + 1 if in_chunks else int(environ.get("CONTENT_LENGTH") or 0)
-    if length > limit and not in_chunks:
-        raise HTTPError(413, f"Body is larger than {limit} bytes")
     if environ.get("server.unread"):  # it was not welcome, but would be now
         raise HTTPError(503, "Body was not read. Try again", Retry_After="1")
     try:
