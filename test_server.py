@@ -1,6 +1,7 @@
 """The server: what only real sockets show, and what it does with bytes that are not meant well."""
 
 import hashlib
+import http.client
 import inspect
 import json
 import os
@@ -12,7 +13,7 @@ import socket
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -730,7 +731,7 @@ def test_answers_that_wait_are_bounded_together(play):
     site = play(output=33 * MIB)
     readers = [site.connect(receive_buffer=4096) for _ in range(8)]
     for reader in readers:
-        reader.request("GET", "/list/16")
+        reader.send(ask("/list/16", Connection="close"))
         reader.socket.recv(1)
     wait_for(lambda: sockets(site) == 3)
 
@@ -815,6 +816,39 @@ def test_pipelined_requests_are_answered_in_order(play):
     connection.send(b"".join(ask(path) for path in paths[:2]) + ask("/own", "POST", b"four") + b"\r\n" + ask("/list/1"))
 
     assert [len(connection.answer().body) for _ in range(4)] == [1, 1, 1, MIB]
+
+
+@pytest.mark.parametrize(
+    ("version", "headers", "stays"),
+    [
+        ("1.1", {}, True),
+        ("1.1", {"Connection": "keep-alive"}, True),
+        ("1.1", {"Connection": "Close"}, False),
+        ("1.0", {}, False),
+        ("1.0", {"Connection": "keep-alive"}, False),
+    ],
+)
+def test_connection_outlives_an_answer_in_chunks(play, version, headers, stays):
+    connection = play().connect()
+    connection.send(ask("/list/1", version=version, **headers) + ask("/own", Connection="close"))
+
+    assert [len(answer.body) for answer in connection.answers()] == [MIB, 1][: 1 + stays]
+
+
+@pytest.mark.parametrize("path", ["/auto/BMW", "/stock"])
+def test_connection_outlives_a_304(server, path):
+    server.request("POST", "/auto/BMW", CAR)
+    headers = {"Authorization": f"Bearer {server.token}"}
+    with closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)) as connection:
+        connection.connect()
+        first = connection.sock
+        for _ in range(3):
+            connection.request("GET", path, headers=headers)
+            answer = connection.getresponse()
+            answer.read()
+            headers["If-None-Match"] = answer.getheader("ETag")
+
+        assert (answer.status, answer.getheader("Connection"), connection.sock) == (304, None, first)
 
 
 @pytest.mark.parametrize("lane", ["own", "work"])
@@ -917,7 +951,7 @@ INSIDE = {
     HTTPRequestParser: "adj body_bytes_received body_rcv chunked command completed content_length error expect_continue"
     " headers headers_finished parse_header path query received request_uri url_scheme version",
     ChunkedReceiver: "chunk_remainder control_line trailer",
-    WSGITask: "channel finish get_environment request write",
+    WSGITask: "build_response_header channel close_on_finish finish get_environment request write",
     HTTPChannel: "adj close_when_flushed connected current_outbuf_count error_task_class handle_close handle_error"
     " handle_expt handle_write last_activity outbufs parser_class received request requests server service socket"
     " task_class total_outbufs_len will_close write_soon",

@@ -157,6 +157,16 @@ class AppTask(WSGITask):
             request.environ["server.error"] = error.code, SENTENCES.get(error.code, error.body)
         return request.environ
 
+    def build_response_header(self):
+        """Keep the connection where the end of the answer is plain without a length: a 304, chunks (RFC 9112 6.3)."""
+        asked = self.request.headers.get("CONNECTION", "").lower()
+        last = self.close_on_finish or self.version == "1.0" or asked == "close"
+        header = super().build_response_header()
+        if last:
+            return header
+        self.close_on_finish = False
+        return header.replace(b"\r\nConnection: close", b"", 1)
+
     def finish(self):
         """End the answer; that to a HEAD has no body, so no last chunk either (RFC 9110 9.3.2)."""
         if self.request.command == "HEAD":
