@@ -819,20 +819,21 @@ def test_pipelined_requests_are_answered_in_order(play):
 
 
 @pytest.mark.parametrize(
-    ("version", "headers", "stays"),
-    [
-        ("1.1", {}, True),
-        ("1.1", {"Connection": "keep-alive"}, True),
-        ("1.1", {"Connection": "Close"}, False),
-        ("1.0", {}, False),
-        ("1.0", {"Connection": "keep-alive"}, False),
-    ],
+    ("headers", "stays"), [({}, True), ({"Connection": "keep-alive"}, True), ({"Connection": "Close"}, False)]
 )
-def test_connection_outlives_an_answer_in_chunks(play, version, headers, stays):
+def test_connection_outlives_an_answer_in_chunks(play, headers, stays):
     connection = play().connect()
-    connection.send(ask("/list/1", version=version, **headers) + ask("/own", Connection="close"))
+    connection.send(ask("/list/1", **headers) + ask("/own", Connection="close"))
 
     assert [len(answer.body) for answer in connection.answers()] == [MIB, 1][: 1 + stays]
+
+
+def test_end_of_an_answer_without_a_length_is_told_http_1_0_by_the_connection(play):
+    connection = play().connect()
+    connection.send(ask("/list/1", version="1.0", Connection="keep-alive"))
+
+    assert connection.head()[1]["connection"] == "close"
+    assert len(connection.file.read()) == MIB
 
 
 @pytest.mark.parametrize("path", ["/auto/BMW", "/stock"])
