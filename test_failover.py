@@ -1,7 +1,8 @@
 """What is left when PostgreSQL is killed, stopped, demoted or frozen: soon all answers, and every acknowledged change.
 
 Real servers, started from PostgreSQL's own programs (``initdb``, ``pg_ctl``, ``pg_basebackup``) on ports of their own,
-and real processes of ours in front of them. Skipped where those programs are not there, or not Linux's ``/proc``.
+and real processes of ours in front of them. As all tests of PostgreSQL they want ``TEST_DATABASE_URL``, though another
+server; they are skipped, too, where those programs are not there, or not Linux's ``/proc``.
 """
 
 import os
@@ -35,7 +36,7 @@ from conftest import (
 )
 from plugins.postgresql import SILENCE
 from plugins.storage import unavailable
-from test_reliability import Writer, acknowledged, replayed
+from test_reliability import Writer, acknowledged, no_postgresql, replayed
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Servers
@@ -52,7 +53,10 @@ def binaries():
 
 
 BINARIES = binaries()
-pytestmark = pytest.mark.skipif(not (BINARIES and Path("/proc").exists()), reason="PostgreSQL's programs are not here")
+pytestmark = [
+    no_postgresql,
+    pytest.mark.skipif(not (BINARIES and Path("/proc").exists()), reason="PostgreSQL's programs are not here"),
+]
 
 
 class Server:
